@@ -1,0 +1,425 @@
+package fastpubsub
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"slices"
+	"strconv"
+	"time"
+	"unicode/utf8"
+
+	"github.com/google/uuid"
+	"github.com/jackc/pgx/v5"
+
+	"github.com/fastpubsub/fastpubsub/internal/jsontext"
+	"github.com/fastpubsub/fastpubsub/store"
+)
+
+// Limits of messages, in one call.
+const (
+	maxPublishMessages = 10_000
+	maxPublishBytes    = 64 << 20
+	maxPayloadBytes    = 16 << 20
+	maxAttributes      = 64    // of a message
+	maxAttributeBytes  = 4_096 // of a key or a value
+	maxConsume         = 1_000
+	maxConsumerLength  = 128
+	maxAckIDs          = 10_000
+)
+
+// ID identifies a message: the same in every subscription, from publish to the last redelivery. Ids sort in the order
+// of the log. An ID is a UUID of version 8.
+type ID [16]byte
+
+// The id of a message is its position in the log, (xid, seq), in the free bits of a UUID of version 8 (RFC 9562, section
+// 5.8): xid has the 60 before the variant, seq the 62 behind it.
+const (
+	maxXid = 1<<60 - 1
+	maxSeq = 1<<62 - 1
+)
+
+func newID(xid, seq int64) ID {
+	hi := uint64(xid)>>12<<16 | 0x8000 | uint64(xid)&0xfff
+	lo := 1<<63 | uint64(seq)
+	var id ID
+	for i := range 8 {
+		id[i] = byte(hi >> (56 - 8*i))
+		id[8+i] = byte(lo >> (56 - 8*i))
+	}
+	return id
+}
+
+// position is the reverse of newID; ok is false for a UUID that is no message's.
+func (id ID) position() (xid, seq int64, ok bool) {
+	var hi, lo uint64
+	for i := range 8 {
+		hi = hi<<8 | uint64(id[i])
+		lo = lo<<8 | uint64(id[8+i])
+	}
+	if hi>>12&0xf != 8 || lo>>62 != 2 {
+		return 0, 0, false
+	}
+	return int64(hi>>16<<12 | hi&0xfff), int64(lo & maxSeq), true
+}
+
+// ParseID reads an id from the text form of a UUID.
+func ParseID(s string) (ID, error) {
+	u, err := uuid.Parse(s)
+	if err != nil {
+		return ID{}, &InvalidError{[]Problem{{"id", "uuid_parsing", "must be a UUID"}}}
+	}
+	return ID(u), nil
+}
+
+// String is the UUID's usual form, in lower case.
+func (id ID) String() string { return uuid.UUID(id).String() }
+
+// MarshalText implements [encoding.TextMarshaler].
+func (id ID) MarshalText() ([]byte, error) { return uuid.UUID(id).MarshalText() }
+
+// UnmarshalText implements [encoding.TextUnmarshaler].
+func (id *ID) UnmarshalText(text []byte) error {
+	parsed, err := ParseID(string(text))
+	*id = parsed
+	return err
+}
+
+// A NewMessage is what is published.
+type NewMessage struct {
+	// Payload is a JSON object of at most 16 MiB. It is stored and delivered byte for byte. Refused are, besides what is
+	// not JSON: \u0000 and lone surrogates, nesting deeper than 128, numbers of more than 1,000 characters or with an
+	// exponent beyond ±10,000.
+	Payload json.RawMessage
+	// Attributes are delivered beside the payload; filters do not look at them. At most 64, with keys and values of at
+	// most 4,096 bytes of UTF-8 without NUL.
+	Attributes map[string]string
+
+	err error // of JSON
+}
+
+// JSON is a NewMessage with v encoded by [json.Marshal]. If that fails, publishing the message returns the error.
+func JSON(v any) NewMessage {
+	payload, err := json.Marshal(v)
+	return NewMessage{Payload: payload, err: err}
+}
+
+// Publish publishes messages to a topic in a transaction of its own, all or none, and returns their ids in the same
+// order. Afterwards they are durable, and every subscription of the topic gets them; no order between concurrent calls is
+// promised. It takes 1 to 10,000 messages of 64 MiB in all.
+//
+// When ctx is cancelled, or the connection breaks, the messages may have been published all the same.
+//
+// It returns ErrNotFound if there is no such topic and an InvalidError that names each message which was refused.
+func (b *Broker) Publish(ctx context.Context, topicID string, msgs ...NewMessage) ([]ID, error) {
+	return b.publish(ctx, b.pool, topicID, msgs)
+}
+
+// PublishTx is Publish in the caller's transaction, of any isolation level: the messages are published when it commits,
+// and never if it rolls back. The ids are known at once. It raises the transaction's synchronous_commit from off to
+// local, since a commit that a crash forgets would have its ids given out again.
+//
+// Neither an InvalidError nor ErrNotFound ends the transaction.
+func (b *Broker) PublishTx(ctx context.Context, tx pgx.Tx, topicID string, msgs ...NewMessage) ([]ID, error) {
+	return b.publish(ctx, tx, topicID, msgs)
+}
+
+func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msgs []NewMessage) ([]ID, error) {
+	payloads, attributes, err := encode(msgs)
+	if err != nil {
+		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
+	}
+	if err := b.ready(ctx, db); err != nil {
+		return nil, err
+	}
+	p, err := b.store.Publish(ctx, db, topicID, payloads, attributes)
+	if err != nil {
+		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
+	}
+	ids := make([]ID, len(msgs))
+	for i := range ids {
+		ids[i] = newID(p.Xid, p.Bases[i/p.PerBatch]+int64(i%p.PerBatch))
+	}
+	return ids, nil
+}
+
+// encode checks messages and gives them the form in which they are stored. attributes is nil when no message has any.
+func encode(msgs []NewMessage) (payloads []string, attributes []*string, err error) {
+	var p problems
+	checkRange(&p, "messages", len(msgs), 1, maxPublishMessages)
+	if err := p.err(); err != nil {
+		return nil, nil, err
+	}
+	payloads = make([]string, len(msgs))
+	total := 0
+	for i, msg := range msgs {
+		field := func(name string) string { return "messages." + strconv.Itoa(i) + "." + name }
+		total += len(msg.Payload)
+		if msg.err != nil {
+			return nil, nil, fmt.Errorf("message %d: %w", i, msg.err)
+		}
+		if len(msg.Payload) > maxPayloadBytes {
+			p.add(field("payload"), "too_long", "must have at most %d bytes, not %d", maxPayloadBytes, len(msg.Payload))
+		} else if err := jsontext.CheckObject(msg.Payload); err != nil {
+			p.add(field("payload"), payloadProblem(err), "%v", err)
+		}
+		payloads[i] = string(msg.Payload)
+		if len(msg.Attributes) > 0 {
+			if attributes == nil {
+				attributes = make([]*string, len(msgs))
+			}
+			checkAttributes(&p, field("attributes"), msg.Attributes)
+			text, err := json.Marshal(msg.Attributes)
+			if err != nil {
+				return nil, nil, fmt.Errorf("message %d: attributes: %w", i, err)
+			}
+			s := string(text)
+			attributes[i] = &s
+		}
+	}
+	if total > maxPublishBytes {
+		p.add("messages", "too_long", "must have at most %d bytes of payload in all, not %d", maxPublishBytes, total)
+	}
+	return payloads, attributes, p.err()
+}
+
+// payloadProblem is the type of problem for text that jsontext refused.
+func payloadProblem(err error) string {
+	var e *jsontext.Error
+	if errors.As(err, &e) && e.Kind == jsontext.NotObject {
+		return "dict_type"
+	}
+	return "json_invalid"
+}
+
+func checkAttributes(p *problems, field string, attributes map[string]string) {
+	if len(attributes) > maxAttributes {
+		p.add(field, "too_long", "must have at most %d attributes, not %d", maxAttributes, len(attributes))
+	}
+	for key, value := range attributes {
+		for _, s := range []string{key, value} {
+			if len(s) > maxAttributeBytes {
+				p.add(field, "string_too_long", "keys and values must have at most %d bytes, not %d", maxAttributeBytes, len(s))
+			} else if !utf8.ValidString(s) || slices.Contains([]byte(s), 0) {
+				p.add(field, "value_error", "keys and values must be UTF-8 without NUL")
+			}
+		}
+	}
+}
+
+// A Message is what a consumer gets.
+type Message struct {
+	ID             ID
+	SubscriptionID string
+	Payload        json.RawMessage   // as it was published, byte for byte
+	Attributes     map[string]string // nil if published without
+	// DeliveryAttempts is how often the message was delivered by this subscription, this time included.
+	DeliveryAttempts int
+	CreatedAt        time.Time // when it was published, by the database's clock; UTC
+}
+
+// ConsumeOptions say what to take.
+type ConsumeOptions struct {
+	// Consumer names who takes the messages, for people who look. 1 to 128 characters; required.
+	Consumer string
+	// Max is how many messages to take at most, 1 to 1,000. Default 10.
+	Max int
+	// Wait is how long to wait for the first message. Default none.
+	Wait time.Duration
+	// AckDeadline is how long the messages may be kept, in whole seconds from 1 second to 12 hours. Default the
+	// subscription's.
+	AckDeadline time.Duration
+	// Single gives each message a lease of its own. For consumers that ack inside their own transactions: acks of
+	// messages that share a lease wait for each other's transactions. It costs a row a message.
+	Single bool
+}
+
+func (o *ConsumeOptions) check() (store.Claim, error) {
+	var p problems
+	switch n := utf8.RuneCountInString(o.Consumer); {
+	case n == 0:
+		p.add("consumer_id", "string_too_short", "must have at least 1 character")
+	case n > maxConsumerLength:
+		p.add("consumer_id", "string_too_long", "must have at most %d characters, not %d", maxConsumerLength, n)
+	case !utf8.ValidString(o.Consumer) || slices.Contains([]byte(o.Consumer), 0):
+		p.add("consumer_id", "value_error", "must be UTF-8 without NUL")
+	}
+	if o.Max == 0 {
+		o.Max = 10
+	}
+	checkRange(&p, "batch_size", o.Max, 1, maxConsume)
+	if o.Wait < 0 {
+		p.add("wait_seconds", "greater_than_equal", "must be at least 0, not %v", o.Wait)
+	}
+	claim := store.Claim{Consumer: o.Consumer, Max: o.Max, Single: o.Single}
+	if o.AckDeadline != 0 {
+		checkSeconds(&p, "ack_deadline_seconds", o.AckDeadline, maxAckDeadlineSeconds)
+		n := seconds(o.AckDeadline)
+		claim.AckDeadlineSeconds = &n
+	}
+	return claim, p.err()
+}
+
+const (
+	pollInterval = 100 * time.Millisecond
+	// patience is for a Consume that does not wait: how long it goes on behind a filter that matches nothing, or for
+	// the lock of a busy subscription.
+	patience = time.Second
+)
+
+// Consume takes messages from a subscription, in the order of the log, and counts one delivery attempt for each. It waits
+// up to options.Wait for the first; none is an empty slice and no error. It holds no connection while it waits.
+//
+// Each message stays with the consumer until it is acked or its ack deadline passes; then it is delivered again, so
+// handlers must tolerate seeing a message twice. When ctx is cancelled while the statement runs, messages may have been
+// taken though none are returned; they too come back after the ack deadline.
+//
+// A subscription's filter is evaluated here, ten thousand messages at a time. A Consume that does not wait gives up after
+// a second of finding nothing that matches; the next goes on from there.
+//
+// It returns ErrNotFound if there is no such subscription, ErrBusy if other consumers held it all the time, and an
+// InvalidError for options out of range.
+func (b *Broker) Consume(ctx context.Context, subscriptionID string, options ConsumeOptions) ([]Message, error) {
+	claim, err := options.check()
+	if err != nil {
+		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
+	}
+	claim.SubscriptionID = subscriptionID
+	if err := b.ready(ctx, b.pool); err != nil {
+		return nil, err
+	}
+	start := time.Now()
+	for {
+		batches, more, err := b.store.Claim(ctx, b.pool, claim)
+		busy := errors.Is(err, ErrBusy)
+		if err != nil && !(busy && time.Since(start) < max(options.Wait, patience)) {
+			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
+		}
+		if len(batches) > 0 {
+			return decode(subscriptionID, batches)
+		}
+		if more && time.Since(start) < max(options.Wait, patience) {
+			continue
+		}
+		left := options.Wait - time.Since(start)
+		if left <= 0 && !busy {
+			return nil, nil
+		}
+		pause := pollInterval/2 + rand.N(pollInterval)
+		if !busy {
+			pause = min(pause, left)
+		}
+		if err := sleep(ctx, pause); err != nil {
+			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
+		}
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) error {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func decode(subscriptionID string, batches []store.Claimed) ([]Message, error) {
+	n := 0
+	for _, b := range batches {
+		n += len(b.Payloads)
+	}
+	msgs := make([]Message, 0, n)
+	for _, b := range batches {
+		i := 0
+		for j := range b.Los {
+			for seq := b.Los[j]; seq < b.His[j]; seq++ {
+				msg := Message{
+					ID:               newID(b.Xid, seq),
+					SubscriptionID:   subscriptionID,
+					Payload:          json.RawMessage(b.Payloads[i]),
+					DeliveryAttempts: 1,
+					CreatedAt:        b.CreatedAt.UTC(),
+				}
+				if b.Attributes != nil && b.Attributes[i] != nil {
+					if err := json.Unmarshal([]byte(*b.Attributes[i]), &msg.Attributes); err != nil {
+						return nil, fmt.Errorf("attributes of message %v: %w", msg.ID, err)
+					}
+				}
+				msgs = append(msgs, msg)
+				i++
+			}
+		}
+	}
+	return msgs, nil
+}
+
+// Ack marks messages as done; they are not delivered again. It returns how many of them this call acked: messages that
+// are not with a consumer, of another subscription or acked before are passed over. Its commit is durable, as far as the
+// session's synchronous_commit has it. It takes up to 10,000 ids.
+//
+// When ctx is cancelled, the messages may have been acked all the same.
+//
+// It returns ErrNotFound if there is no such subscription and an InvalidError for too many ids.
+func (b *Broker) Ack(ctx context.Context, subscriptionID string, ids []ID) (int, error) {
+	return b.ack(ctx, b.pool, subscriptionID, ids)
+}
+
+// AckTx is Ack in the caller's transaction, of any isolation level: the messages are acked when it commits, and stay with
+// their consumer if it rolls back. A message is acked by one transaction only, so a count as high as the number of ids
+// says that nobody else has done, or will do, what this transaction does about them.
+//
+// Until the transaction ends, acks of messages with the same lease wait for it; see [ConsumeOptions.Single].
+func (b *Broker) AckTx(ctx context.Context, tx pgx.Tx, subscriptionID string, ids []ID) (int, error) {
+	return b.ack(ctx, tx, subscriptionID, ids)
+}
+
+func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, ids []ID) (int, error) {
+	var p problems
+	checkRange(&p, "ids", len(ids), 0, maxAckIDs)
+	if err := p.err(); err != nil {
+		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, err)
+	}
+	if err := b.ready(ctx, db); err != nil {
+		return 0, err
+	}
+	n, err := b.store.Ack(ctx, db, subscriptionID, ranges(ids))
+	if err != nil {
+		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, err)
+	}
+	return n, nil
+}
+
+// ranges gives ids the form in which the engine takes them: ascending stretches. What is no message's id is left out.
+func ranges(ids []ID) []store.Range {
+	all := make([]store.Range, 0, len(ids))
+	ascending := true
+	for _, id := range ids {
+		xid, seq, ok := id.position()
+		if !ok {
+			continue
+		}
+		r := store.Range{Xid: xid, Lo: seq, Hi: seq + 1}
+		if n := len(all); n > 0 {
+			if last := &all[n-1]; last.Xid == xid && last.Hi == seq {
+				last.Hi++
+				continue
+			}
+			ascending = ascending && compareRanges(all[n-1], r) < 0
+		}
+		all = append(all, r)
+	}
+	if !ascending {
+		slices.SortFunc(all, compareRanges)
+	}
+	return all
+}
+
+func compareRanges(a, b store.Range) int {
+	return cmp.Or(cmp.Compare(a.Xid, b.Xid), cmp.Compare(a.Lo, b.Lo))
+}

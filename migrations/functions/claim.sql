@@ -1,0 +1,162 @@
+-- claim takes up to max_messages from a subscription for a consumer and leaves what it took in the session setting
+-- fastpubsub.claim, for claimed() to read after this transaction has committed. It returns positions to nobody and
+-- payloads never: whoever does not read an answer would hold the subscription's lock for as long as he likes.
+--
+-- It returns 'ok'; 'more' when it examined as many messages as a call may, and took none of them; 'busy' when it did
+-- not get the subscription's lock within a second; 'no_subscription'. An empty claim writes nothing.
+--
+-- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
+-- that ack inside their own transactions.
+--
+-- It runs in a transaction of its own, READ COMMITTED, because it reads the cursor after it has the lock, and because
+-- a transaction's own id is in none of its snapshots' lists: an earlier publish in it would hide a neighbour's.
+-- Commit is asynchronous: a claim lost in a crash means redelivery, and any later durable commit flushes it first.
+CREATE OR REPLACE FUNCTION {schema}.claim(
+    sub_id text, consumer text, max_messages int, ack_deadline_seconds int, single boolean)
+RETURNS text
+LANGUAGE plpgsql
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_hashjoin = off
+SET enable_mergejoin = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+SET lock_timeout = '1s'
+AS $$
+DECLARE
+    max_examined CONSTANT int := 10000;  -- messages, for a filter
+    class     CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
+    sub_num   int;
+    state     record;
+    deadline  timestamptz;
+    wanted    int := max_messages;
+    taken     record;
+    matched   record;
+    late_xids bigint[];
+    late_seqs bigint[];
+    slots     smallint[] := '{}';
+    xids      bigint[] := '{}';
+    los       bigint[] := '{}';
+    his       bigint[] := '{}';
+    changed   boolean := false;
+    more      boolean := false;
+    new_xid   bigint;
+    new_seq   bigint;
+BEGIN
+    PERFORM set_config('fastpubsub.claim', '', false);
+    IF pg_current_xact_id_if_assigned() IS NOT NULL THEN  -- protection: own transaction
+        RAISE EXCEPTION 'claim needs a transaction of its own' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'claim needs isolation level read committed' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    PERFORM set_config('synchronous_commit', 'off', true);
+
+    SELECT s.num INTO sub_num FROM {schema}.subscriptions s WHERE s.id = sub_id;
+    IF NOT FOUND THEN
+        RETURN 'no_subscription';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(class, sub_num) THEN
+        BEGIN
+            PERFORM pg_advisory_xact_lock(class, sub_num);
+        EXCEPTION WHEN lock_not_available THEN
+            RETURN 'busy';
+        END;
+    END IF;
+    SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+    INTO state
+    FROM {schema}.subscriptions s
+    CROSS JOIN LATERAL (
+        SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+        FROM {schema}.cursors c WHERE c.sub = s.num
+        ORDER BY c.gen DESC LIMIT 1
+    ) c
+    WHERE s.num = sub_num;
+    IF NOT FOUND THEN  -- deleted while we waited
+        RETURN 'no_subscription';
+    END IF;
+    deadline := clock_timestamp() + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
+    late_xids := state.late_xids;
+    late_seqs := state.late_seqs;
+    new_xid := state.xid;
+    new_seq := state.seq;
+
+    IF cardinality(late_xids) > 0 THEN
+        taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
+                                    CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
+        IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
+            matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
+                                              taken.slots, taken.xids, taken.los, taken.his);
+            taken.slots := matched.slots;
+            taken.xids := matched.xids;
+            taken.los := matched.los;
+            taken.his := matched.his;
+            more := taken.end_xid IS NOT NULL;
+            taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
+            taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
+        END IF;
+        IF cardinality(taken.finished) > 0 THEN
+            -- What was finished and examined whole leaves the list. The transaction at which the scan ended stays; if
+            -- it has nothing left, the next call finds that out.
+            changed := true;
+            SELECT coalesce(array_agg(l.xid ORDER BY l.xid), '{}'),
+                   coalesce(array_agg(CASE WHEN l.xid = taken.end_xid THEN taken.end_seq ELSE l.seq END ORDER BY l.xid), '{}')
+            INTO late_xids, late_seqs
+            FROM unnest(late_xids, late_seqs) l(xid, seq)
+            WHERE l.xid <> ALL (taken.finished) OR l.xid >= taken.end_xid;
+        END IF;
+        IF cardinality(taken.xids) > 0 THEN
+            PERFORM {schema}.grant_leases(sub_num, 1::smallint, consumer, deadline, single, taken.xids, taken.los, taken.his);
+            slots := taken.slots;
+            xids := taken.xids;
+            los := taken.los;
+            his := taken.his;
+            wanted := wanted - (SELECT sum(r.hi - r.lo) FROM unnest(los, his) r(lo, hi));
+        END IF;
+    END IF;
+
+    IF wanted > 0 AND NOT more THEN
+        taken := {schema}.scan_main(state.topic_num, state.xid, state.seq,
+                                    CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
+        IF taken.xids IS NOT NULL THEN
+            changed := true;
+            IF state.filter_path IS NOT NULL THEN
+                more := true;
+                matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
+                                                  taken.slots, taken.xids, taken.los, taken.his);
+                taken.slots := matched.slots;
+                taken.xids := matched.xids;
+                taken.los := matched.los;
+                taken.his := matched.his;
+                taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
+                taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
+            END IF;
+            new_xid := taken.end_xid;
+            new_seq := taken.end_seq;
+            IF taken.open_xids[1] < new_xid THEN  -- protection: late when passed
+                late_xids := late_xids || ARRAY(SELECT x FROM unnest(taken.open_xids) x WHERE x < new_xid ORDER BY x);
+                late_seqs := late_seqs || array_fill(-1::bigint, ARRAY[cardinality(late_xids) - cardinality(late_seqs)]);
+            END IF;
+            IF cardinality(taken.xids) > 0 THEN
+                PERFORM {schema}.grant_leases(sub_num, 0::smallint, consumer, deadline, single, taken.xids, taken.los, taken.his);
+                slots := slots || taken.slots;
+                xids := xids || taken.xids;
+                los := los || taken.los;
+                his := his || taken.his;
+            END IF;
+        END IF;
+    END IF;
+
+    IF changed THEN
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
+        VALUES (state.gen + 1, new_xid, new_seq, sub_num, (SELECT last_value FROM {schema}.lease_slot) & 3,
+                late_xids, late_seqs);
+    END IF;
+    IF cardinality(xids) > 0 THEN
+        PERFORM set_config('fastpubsub.claim',
+                           concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text), false);
+        RETURN 'ok';
+    END IF;
+    RETURN CASE WHEN more THEN 'more' ELSE 'ok' END;
+END $$;

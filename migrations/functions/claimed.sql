@@ -1,0 +1,44 @@
+-- claimed reads the messages that claim took last in this session, in the order in which it took them, without any
+-- lock. One row a record batch: the messages of transaction xid in the stretches [los[i], his[i]), their payloads and
+-- attributes in that order. What is gone by now, because the log was truncated, is skipped.
+CREATE OR REPLACE FUNCTION {schema}.claimed()
+RETURNS TABLE (xid bigint, los bigint[], his bigint[], created_at timestamptz, payloads text[], attributes text[])
+LANGUAGE plpgsql STABLE
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+DECLARE
+    claim text[] := string_to_array(current_setting('fastpubsub.claim', true), '|');
+BEGIN
+    IF cardinality(claim) < 5 THEN
+        RETURN;
+    END IF;
+    RETURN QUERY
+    SELECT w.xid, w.los, w.his, m.created_at,
+           CASE WHEN cardinality(w.los) > 1 THEN
+                    ARRAY(SELECT p.payload FROM unnest(m.payloads) WITH ORDINALITY p(payload, i)
+                          WHERE w.base + p.i - 1 <@ w.wanted ORDER BY p.i)
+                WHEN w.los[1] = w.base AND w.his[1] = w.base + m.n THEN m.payloads
+                ELSE m.payloads[w.los[1] - w.base + 1:w.his[1] - w.base]
+           END,
+           CASE WHEN m.attributes IS NOT NULL THEN
+                    ARRAY(SELECT a.attribute::text FROM unnest(m.attributes) WITH ORDINALITY a(attribute, i)
+                          WHERE w.base + a.i - 1 <@ w.wanted ORDER BY a.i)
+           END
+    FROM (
+        SELECT r.slot, r.xid, r.lo & ~65535::bigint AS base, min(r.ord) AS ord, range_agg(int8range(r.lo, r.hi)) AS wanted,
+               array_agg(r.lo ORDER BY r.ord) AS los, array_agg(r.hi ORDER BY r.ord) AS his
+        FROM unnest(claim[2]::smallint[], claim[3]::bigint[], claim[4]::bigint[], claim[5]::bigint[])
+             WITH ORDINALITY r(slot, xid, lo, hi, ord)
+        GROUP BY r.slot, r.xid, r.lo & ~65535::bigint
+    ) w
+    CROSS JOIN LATERAL (
+        SELECT m.created_at, m.n, m.payloads, m.attributes
+        FROM {schema}.messages m
+        WHERE m.topic_num = claim[1]::int AND m.slot = w.slot AND m.xid = w.xid AND m.base = w.base
+        LIMIT 1
+    ) m
+    ORDER BY w.ord;
+END $$;

@@ -1,0 +1,20 @@
+-- publish_jsonb is publish for other languages: the server has parsed the payloads, so nothing that could not be read
+-- back gets into the log. jsonb rewrites white space, key order and numbers. It returns the messages' ids in input
+-- order, NULL when there is no such topic.
+CREATE OR REPLACE FUNCTION {schema}.publish_jsonb(topic_id text, payloads jsonb[], attributes jsonb[] DEFAULT NULL)
+RETURNS uuid[]
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    r record;
+BEGIN
+    IF EXISTS (SELECT FROM unnest(payloads) p WHERE jsonb_typeof(p) IS DISTINCT FROM 'object') THEN
+        RAISE EXCEPTION 'a payload is a JSON object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    SELECT * INTO r FROM {schema}.publish(topic_id, payloads::text[], attributes);
+    IF r.xid IS NULL THEN
+        RETURN NULL;
+    END IF;
+    RETURN (SELECT array_agg({schema}.message_id(r.xid, r.bases[i / r.per_batch + 1] + i % r.per_batch) ORDER BY i)
+            FROM generate_series(0, cardinality(payloads) - 1) i);
+END $$;

@@ -1,0 +1,74 @@
+-- scan_main examines up to budget messages of a topic's log behind the cursor, in log order. claim calls it under the
+-- subscription's lock and with its planner settings; nobody else does.
+--
+-- It returns stretches [lo, hi) of record batches, the position of the last message examined, and the transactions
+-- beyond the cursor that were in progress in the snapshot that examined: those before the returned position are late.
+-- A record batch that was examined to its end leaves the position at the end of its 65,536 numbers, so that the next
+-- scan does not meet it again. xids is NULL when there is nothing.
+--
+-- First it stops at the oldest transaction in progress, which keeps late ones rare. Only when there is nothing before
+-- it does it look beyond. Rows and transactions in progress come from one statement, that is, one snapshot. It scans
+-- the gaps between those transactions, not what lies in them: a bulk load that is still open would be read, row by
+-- row, on every call.
+CREATE OR REPLACE FUNCTION {schema}.scan_main(
+    topic int, cursor_xid bigint, cursor_seq bigint, budget int,
+    OUT slots smallint[], OUT xids bigint[], OUT los bigint[], OUT his bigint[],
+    OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[])
+LANGUAGE plpgsql
+AS $$
+DECLARE
+    -- Where the row that holds the cursor begins, or, at the end of a row's numbers, the next.
+    cursor_base bigint := (cursor_seq + 1) & ~65535::bigint;
+    examined    bigint;
+    max_rows    int;
+BEGIN
+    FOR max_gaps IN 1..2 LOOP
+        max_rows := least(budget, 4);
+        -- A claim usually needs a row or two, but as many as messages when each was published alone: ask for few, then
+        -- for as many as the ones seen suggest.
+        LOOP
+            WITH snapshot AS MATERIALIZED (
+                SELECT pg_current_snapshot() AS s
+            ), open AS MATERIALIZED (
+                SELECT x::text::bigint AS xid FROM snapshot, pg_snapshot_xip(s) x WHERE x::text::bigint > cursor_xid
+            ), gaps AS MATERIALIZED (
+                SELECT coalesce(lag(b.xid) OVER (ORDER BY b.xid), cursor_xid - 1) AS after, b.xid AS before
+                FROM (SELECT xid FROM open UNION ALL SELECT pg_snapshot_xmax(s)::text::bigint FROM snapshot) b
+                ORDER BY b.xid
+                LIMIT CASE max_gaps WHEN 1 THEN 1 END  -- protection: stop before open
+            )
+            SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
+                   max(s.upto), (SELECT array_agg(xid ORDER BY xid) FROM open)
+            INTO slots, xids, los, his, examined, open_xids
+            FROM (
+                SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.lo) AS upto
+                FROM (
+                    SELECT m.slot, m.xid, m.base + m.n AS hi,
+                           CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
+                    FROM gaps g
+                    CROSS JOIN LATERAL (
+                        SELECT m.slot, m.xid, m.base, m.n
+                        FROM {schema}.messages m
+                        WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
+                          AND m.xid > g.after AND m.xid < g.before
+                        ORDER BY m.xid, m.base
+                        LIMIT max_rows
+                    ) m
+                    WHERE g.before - g.after > 1
+                    ORDER BY m.xid, m.base
+                    LIMIT max_rows
+                ) r
+            ) s
+            WHERE s.upto - (s.hi - s.lo) < budget;
+            EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
+            max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
+        END LOOP;
+        EXIT WHEN xids IS NOT NULL OR open_xids IS NULL;
+    END LOOP;
+
+    end_xid := xids[cardinality(xids)];
+    end_seq := his[cardinality(his)] - 1;
+    IF examined <= budget THEN
+        end_seq := end_seq | 65535;
+    END IF;
+END $$;

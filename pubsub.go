@@ -1,0 +1,169 @@
+// Package fastpubsub is publish/subscribe on the Postgres that a program already has.
+//
+// Messages are published to topics; each subscription of a topic gets every message that is committed after it was
+// created, or those that match its filter. A consumer takes messages in batches and acks each of them; what it does not
+// ack in time is delivered again, so delivery is at least once. Publishing can be part of the program's own
+// transaction, and so can acking: see [Broker.PublishTx] and [Broker.AckTx].
+//
+//	broker, err := fastpubsub.New(pool, fastpubsub.Config{})
+//	ids, err := broker.Publish(ctx, "orders", fastpubsub.JSON(order))
+//	msgs, err := broker.Consume(ctx, "emails", fastpubsub.ConsumeOptions{Consumer: "w1", Max: 100})
+//	n, err := broker.Ack(ctx, "emails", ids)
+//
+// The tables live in a schema of their own, which package migrations creates and upgrades.
+package fastpubsub
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"regexp"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/fastpubsub/fastpubsub/store"
+)
+
+// These errors are returned, wrapped with the ids involved, by the methods of [Broker].
+var (
+	// ErrNotFound means that the topic or subscription named does not exist.
+	ErrNotFound = store.ErrNotFound
+	// ErrExists means that the id is taken.
+	ErrExists = store.ErrExists
+	// ErrBusy means that other calls held a subscription for more than a second; nothing was done. Try again.
+	ErrBusy = store.ErrBusy
+	// ErrSchemaOutdated means that the schema is missing or older than this code: migrate it.
+	ErrSchemaOutdated = store.ErrSchemaOutdated
+	// ErrBinaryOutdated means that the schema was migrated by a newer release which this code cannot work with.
+	ErrBinaryOutdated = store.ErrBinaryOutdated
+	// ErrInvalid matches every [InvalidError]: a value was refused before anything was written.
+	ErrInvalid = errors.New("invalid")
+)
+
+// A Problem is one thing that is wrong with a value.
+type Problem struct {
+	Field string // where, in the names of the REST API: "filter.country.0"
+	Type  string // the kind of problem, as in the 422 answers of the REST API: "list_type"
+	Msg   string // the rule and its limit: "must have at most 100 values, not 101"
+}
+
+// InvalidError has all the problems of a refused value, in the order of its fields. It matches [ErrInvalid].
+type InvalidError struct {
+	Problems []Problem
+}
+
+func (e *InvalidError) Error() string {
+	var text strings.Builder
+	for i, p := range e.Problems {
+		if i > 0 {
+			text.WriteString("; ")
+		}
+		text.WriteString(p.Field + ": " + p.Msg)
+	}
+	return text.String()
+}
+
+// Is reports whether target is ErrInvalid.
+func (e *InvalidError) Is(target error) bool { return target == ErrInvalid }
+
+// problems collects what is wrong with a value.
+type problems []Problem
+
+func (p *problems) add(field, kind, format string, args ...any) {
+	*p = append(*p, Problem{field, kind, fmt.Sprintf(format, args...)})
+}
+
+func (p problems) err() error {
+	if len(p) == 0 {
+		return nil
+	}
+	return &InvalidError{p}
+}
+
+// Config is the settings of a [Broker]. The zero Config is a good one.
+type Config struct {
+	// Schema is where the tables are. Default "fastpubsub".
+	Schema string
+
+	// SubscriptionDefaults are for what a new subscription leaves out. Their own defaults: 5 attempts, backoff from 5
+	// to 300 seconds, an ack deadline of 60 seconds.
+	SubscriptionDefaults SubscriptionSettings
+
+	// Logger is for what no caller is told. Default slog.Default().
+	Logger *slog.Logger
+}
+
+// DefaultSchema is where the tables are when nothing else is said.
+const DefaultSchema = "fastpubsub"
+
+var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+// A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use, starts nothing, and needs
+// no Close.
+type Broker struct {
+	pool     *pgxpool.Pool
+	store    *store.Store
+	defaults SubscriptionSettings
+	logger   *slog.Logger
+	checked  atomic.Bool // the schema's version, once it was found good
+}
+
+// New returns a Broker that works on pool, which stays the caller's: it is never closed, and its settings, query mode
+// among them, apply. New does not talk to the database; the schema's version is checked at first use.
+//
+// It returns an InvalidError for a Config that cannot be used.
+func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
+	var p problems
+	if pool == nil {
+		p.add("pool", "missing", "must not be nil")
+	}
+	if config.Schema == "" {
+		config.Schema = DefaultSchema
+	}
+	if !schemaName.MatchString(config.Schema) {
+		p.add("schema", "string_pattern_mismatch", "must match %s", schemaName)
+	}
+	defaults := config.SubscriptionDefaults.or(SubscriptionSettings{
+		MaxDeliveryAttempts: 5,
+		BackoffMin:          5 * time.Second,
+		BackoffMax:          300 * time.Second,
+		AckDeadline:         60 * time.Second,
+	})
+	defaults.check(&p)
+	if err := p.err(); err != nil {
+		return nil, fmt.Errorf("fastpubsub config: %w", err)
+	}
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	return &Broker{pool: pool, store: store.New(config.Schema), defaults: defaults, logger: config.Logger}, nil
+}
+
+// Check asks the database whether it can be reached and whether its schema suits this code. The other methods ask for
+// themselves, once; a health check asks every time.
+//
+// It returns ErrSchemaOutdated or ErrBinaryOutdated where the schema does not suit.
+func (b *Broker) Check(ctx context.Context) error {
+	if err := b.store.CheckVersion(ctx, b.pool); err != nil {
+		return err
+	}
+	b.checked.Store(true)
+	return nil
+}
+
+// ready checks the schema at first use, on db, since another connection may not be had while a transaction holds the
+// pool's last.
+func (b *Broker) ready(ctx context.Context, db store.DBTX) error {
+	if b.checked.Load() {
+		return nil
+	}
+	if err := b.store.CheckVersion(ctx, db); err != nil {
+		return err
+	}
+	b.checked.Store(true)
+	return nil
+}

@@ -1,0 +1,122 @@
+package store
+
+import (
+	"context"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+)
+
+// A Range is a stretch of one transaction's messages: those of transaction Xid with Lo <= seq < Hi.
+type Range struct {
+	Xid, Lo, Hi int64
+}
+
+// Published says where the messages of one publish are: message i has the position (Xid, Bases[i/PerBatch] +
+// i%PerBatch).
+type Published struct {
+	Xid      int64
+	Bases    []int64
+	PerBatch int
+}
+
+const publish = `SELECT xid, bases, per_batch FROM {schema}.publish($1, $2, $3::text[]::jsonb[])`
+
+// Publish appends messages to a topic's log. Payloads are JSON objects, checked; attributes is nil, or has the JSON of
+// one object, or nil, for each payload. It returns ErrNotFound if there is no such topic.
+func (s *Store) Publish(ctx context.Context, db DBTX, topicID string, payloads []string, attributes []*string) (Published, error) {
+	var xid *int64
+	var perBatch *int
+	var p Published
+	err := db.QueryRow(ctx, s.publish, topicID, payloads, attributes).Scan(&xid, &p.Bases, &perBatch)
+	if err != nil {
+		return Published{}, translate(err)
+	}
+	if xid == nil {
+		return Published{}, ErrNotFound
+	}
+	p.Xid, p.PerBatch = *xid, *perBatch
+	return p, nil
+}
+
+// A Claim asks for messages of a subscription.
+type Claim struct {
+	SubscriptionID     string
+	Consumer           string
+	Max                int
+	AckDeadlineSeconds *int // nil for the subscription's
+	Single             bool // a lease row for each message
+}
+
+// Claimed are messages of one record batch that a claim took: those of transaction Xid in the stretches [Los[i],
+// His[i]), with payloads and, unless nil, attributes in that order.
+type Claimed struct {
+	Xid        int64
+	Los, His   []int64
+	CreatedAt  time.Time
+	Payloads   []string
+	Attributes []*string
+}
+
+// A Batcher sends several statements in one round trip: a pool or a connection.
+type Batcher interface {
+	SendBatch(ctx context.Context, b *pgx.Batch) pgx.BatchResults
+}
+
+const (
+	claim   = `SELECT {schema}.claim($1, $2, $3, $4, $5)`
+	claimed = `SELECT xid, los, his, created_at, payloads, attributes FROM {schema}.claimed()`
+)
+
+// Claim takes messages and reads them, in one round trip of two transactions: the claim commits, and with that lets go
+// of the subscription, before the first payload is read. more means that it took none but did not see the end of the
+// log: call again.
+//
+// It returns ErrNotFound if there is no such subscription and ErrBusy if its lock was held for too long.
+func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claimed, more bool, err error) {
+	var outcome string
+	var b pgx.Batch
+	b.Queue(`begin isolation level read committed read write`)
+	b.Queue(s.claim, c.SubscriptionID, c.Consumer, c.Max, c.AckDeadlineSeconds, c.Single).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&outcome)
+	})
+	b.Queue(`commit`)
+	b.Queue(s.claimed).Query(func(rows pgx.Rows) error {
+		batches, err = pgx.CollectRows(rows, pgx.RowToStructByPos[Claimed])
+		return err
+	})
+	if err := db.SendBatch(ctx, &b).Close(); err != nil {
+		return nil, false, translate(err)
+	}
+	switch outcome {
+	case "no_subscription":
+		return nil, false, ErrNotFound
+	case "busy":
+		return nil, false, ErrBusy
+	}
+	return batches, outcome == "more", nil
+}
+
+const ack = `SELECT {schema}.ack($1, $2, $3, $4)`
+
+// Ack acks messages, which ascend by (Xid, Lo), and returns how many of them this call acked. It returns ErrNotFound if
+// there is no such subscription.
+func (s *Store) Ack(ctx context.Context, db DBTX, subID string, ranges []Range) (int, error) {
+	xids, los, his := split(ranges)
+	var n *int
+	if err := db.QueryRow(ctx, s.ack, subID, xids, los, his).Scan(&n); err != nil {
+		return 0, translate(err)
+	}
+	if n == nil {
+		return 0, ErrNotFound
+	}
+	return *n, nil
+}
+
+func split(ranges []Range) (xids, los, his []int64) {
+	xids, los, his = make([]int64, len(ranges)), make([]int64, len(ranges)), make([]int64, len(ranges))
+	for i, r := range ranges {
+		xids[i], los[i], his[i] = r.Xid, r.Lo, r.Hi
+	}
+	return xids, los, his
+}

@@ -1,0 +1,114 @@
+// Package store holds the statements that fastpubsub runs and the rows that they return. What they mean is the root
+// package's business.
+package store
+
+import (
+	"context"
+	"errors"
+	"strings"
+
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
+)
+
+// Version is the schema version that this code was written for: the number of the newest file in migrations.
+const Version = 1
+
+// These errors have one identity for the whole module; the root package exports them again.
+var (
+	ErrNotFound       = errors.New("not found")
+	ErrExists         = errors.New("already exists")
+	ErrBusy           = errors.New("busy: another call held its lock for more than a second")
+	ErrSchemaOutdated = errors.New("database schema is out of date: run db-migrate")
+	ErrBinaryOutdated = errors.New("database schema is newer than this binary can serve: use a newer one")
+)
+
+// DBTX is what statements run on: a pool, a connection, or the caller's transaction.
+type DBTX interface {
+	Exec(ctx context.Context, sql string, args ...any) (pgconn.CommandTag, error)
+	Query(ctx context.Context, sql string, args ...any) (pgx.Rows, error)
+	QueryRow(ctx context.Context, sql string, args ...any) pgx.Row
+}
+
+// A Store has the statements for one schema, with {schema} filled in. It holds no connection and is safe for concurrent
+// use.
+type Store struct {
+	checkVersion string
+
+	createTopic, getTopic, listTopics, deleteTopic                             string
+	createSubscription, getSubscription, listSubscriptions, deleteSubscription string
+	publish, claim, claimed, ack                                               string
+
+	table string // of the schema's state, quoted
+}
+
+// New returns the statements for a schema. It quotes the name.
+func New(schema string) *Store {
+	quoted := pgx.Identifier{schema}.Sanitize()
+	fill := strings.NewReplacer("{schema}", quoted).Replace
+	return &Store{
+		table:              quoted + ".log_state",
+		checkVersion:       fill(checkVersion),
+		createTopic:        fill(createTopic),
+		getTopic:           fill(getTopic),
+		listTopics:         fill(listTopics),
+		deleteTopic:        fill(deleteTopic),
+		createSubscription: fill(createSubscription),
+		getSubscription:    fill(getSubscription),
+		listSubscriptions:  fill(listSubscriptions),
+		deleteSubscription: fill(deleteSubscription),
+		publish:            fill(publish),
+		claim:              fill(claim),
+		claimed:            fill(claimed),
+		ack:                fill(ack),
+	}
+}
+
+const checkVersion = `SELECT version, oldest_binary FROM {schema}.log_state`
+
+// CheckVersion returns nil if this code can work on the schema as it is, else ErrSchemaOutdated or ErrBinaryOutdated. It
+// does not fail a transaction that it runs in.
+func (s *Store) CheckVersion(ctx context.Context, db DBTX) error {
+	var exists bool
+	if err := db.QueryRow(ctx, `SELECT pg_catalog.to_regclass($1) IS NOT NULL`, s.table).Scan(&exists); err != nil {
+		return err
+	}
+	if !exists {
+		return ErrSchemaOutdated
+	}
+	var version, oldestBinary int
+	err := db.QueryRow(ctx, s.checkVersion).Scan(&version, &oldestBinary)
+	switch {
+	case errors.Is(err, pgx.ErrNoRows): // a first migration is still running, or was cut off
+		return ErrSchemaOutdated
+	case err != nil:
+		return err
+	case version < Version:
+		return ErrSchemaOutdated
+	case oldestBinary > Version:
+		return ErrBinaryOutdated
+	}
+	return nil
+}
+
+// translate gives Postgres's errors our names where a caller could tell them apart. It looks at SQLSTATE and constraint,
+// never at the text.
+func translate(err error) error {
+	if errors.Is(err, pgx.ErrNoRows) {
+		return ErrNotFound
+	}
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) {
+		return err
+	}
+	switch pgErr.Code {
+	case "23505": // unique_violation
+		switch pgErr.ConstraintName {
+		case "topics_id_key", "subscriptions_id_key":
+			return ErrExists
+		}
+	case "3F000", "42P01", "42883": // invalid_schema_name, undefined_table, undefined_function
+		return errors.Join(ErrSchemaOutdated, err)
+	}
+	return err
+}

@@ -1,0 +1,178 @@
+package fastpubsub
+
+import (
+	"context"
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/fastpubsub/fastpubsub/store"
+)
+
+// A Subscription gets the messages of one topic.
+type Subscription struct {
+	ID      string // as a topic's
+	TopicID string
+	Filter  Filter // the zero Filter lets everything through
+	SubscriptionSettings
+	CreatedAt time.Time // UTC; set by CreateSubscription
+}
+
+// SubscriptionSettings are what a subscription can leave to [Config.SubscriptionDefaults]: zero means the default.
+// Durations are whole seconds.
+type SubscriptionSettings struct {
+	// MaxDeliveryAttempts is how often a message is delivered before it becomes a dead letter. At least 1.
+	MaxDeliveryAttempts int
+	// BackoffMin is how long a message waits after its first failure. The wait doubles with each, up to BackoffMax. At
+	// least a second.
+	BackoffMin time.Duration
+	BackoffMax time.Duration
+	// AckDeadline is how long a consumer may keep a message before it is delivered again. 1 second to 12 hours.
+	AckDeadline time.Duration
+}
+
+// or fills in what is zero.
+func (s SubscriptionSettings) or(defaults SubscriptionSettings) SubscriptionSettings {
+	if s.MaxDeliveryAttempts == 0 {
+		s.MaxDeliveryAttempts = defaults.MaxDeliveryAttempts
+	}
+	if s.BackoffMin == 0 {
+		s.BackoffMin = defaults.BackoffMin
+	}
+	if s.BackoffMax == 0 {
+		s.BackoffMax = defaults.BackoffMax
+	}
+	if s.AckDeadline == 0 {
+		s.AckDeadline = defaults.AckDeadline
+	}
+	return s
+}
+
+const maxAckDeadlineSeconds = 12 * 60 * 60
+
+func (s SubscriptionSettings) check(p *problems) {
+	checkRange(p, "max_delivery_attempts", s.MaxDeliveryAttempts, 1, math.MaxInt32)
+	checkSeconds(p, "backoff_min_seconds", s.BackoffMin, math.MaxInt32)
+	if checkSeconds(p, "backoff_max_seconds", s.BackoffMax, math.MaxInt32) && s.BackoffMax < s.BackoffMin {
+		p.add("backoff_max_seconds", "greater_than_equal", "must be at least backoff_min_seconds, %d, not %d", seconds(s.BackoffMin), seconds(s.BackoffMax))
+	}
+	checkSeconds(p, "ack_deadline_seconds", s.AckDeadline, maxAckDeadlineSeconds)
+}
+
+func checkSeconds(p *problems, field string, d time.Duration, highest int) bool {
+	before := len(*p)
+	if d%time.Second != 0 {
+		p.add(field, "value_error", "must be whole seconds, not %v", d)
+	} else {
+		checkRange(p, field, seconds(d), 1, highest)
+	}
+	return len(*p) == before
+}
+
+func seconds(d time.Duration) int { return int(d / time.Second) }
+
+// CreateSubscription creates a subscription, which gets what is committed after it exists, and returns it with what it
+// left out filled in. It returns ErrExists if the id is taken, ErrNotFound if there is no such topic, and an
+// InvalidError with all that is wrong. When ctx is cancelled, it may have been created all the same.
+func (b *Broker) CreateSubscription(ctx context.Context, sub Subscription) (Subscription, error) {
+	sub.SubscriptionSettings = sub.SubscriptionSettings.or(b.defaults)
+	var p problems
+	checkID(&p, "id", sub.ID)
+	checkID(&p, "topic_id", sub.TopicID)
+	sub.SubscriptionSettings.check(&p)
+	if err := p.err(); err != nil {
+		return Subscription{}, fmt.Errorf("create subscription: %w", err)
+	}
+	if err := b.ready(ctx, b.pool); err != nil {
+		return Subscription{}, err
+	}
+	var text, path *string // NULL for none
+	if !sub.Filter.IsZero() {
+		s := sub.Filter.String()
+		text = &s
+	}
+	if s := sub.Filter.jsonpath(); s != "" {
+		path = &s
+	}
+	row, err := b.store.CreateSubscription(ctx, b.pool, store.Subscription{
+		ID:                  sub.ID,
+		TopicID:             sub.TopicID,
+		Filter:              text,
+		MaxDeliveryAttempts: sub.MaxDeliveryAttempts,
+		BackoffMinSeconds:   seconds(sub.BackoffMin),
+		BackoffMaxSeconds:   seconds(sub.BackoffMax),
+		AckDeadlineSeconds:  seconds(sub.AckDeadline),
+	}, path)
+	if err != nil {
+		return Subscription{}, fmt.Errorf("create subscription %q: %w", sub.ID, err)
+	}
+	return subscriptionFromRow(row)
+}
+
+func subscriptionFromRow(row store.Subscription) (Subscription, error) {
+	sub := Subscription{
+		ID:      row.ID,
+		TopicID: row.TopicID,
+		SubscriptionSettings: SubscriptionSettings{
+			MaxDeliveryAttempts: row.MaxDeliveryAttempts,
+			BackoffMin:          time.Duration(row.BackoffMinSeconds) * time.Second,
+			BackoffMax:          time.Duration(row.BackoffMaxSeconds) * time.Second,
+			AckDeadline:         time.Duration(row.AckDeadlineSeconds) * time.Second,
+		},
+		CreatedAt: row.CreatedAt.UTC(),
+	}
+	if row.Filter != nil {
+		filter, err := ParseFilter([]byte(*row.Filter))
+		if err != nil {
+			return Subscription{}, fmt.Errorf("subscription %q: stored filter: %w", row.ID, err)
+		}
+		sub.Filter = filter
+	}
+	return sub, nil
+}
+
+// GetSubscription returns ErrNotFound if there is no such subscription.
+func (b *Broker) GetSubscription(ctx context.Context, id string) (Subscription, error) {
+	if err := b.ready(ctx, b.pool); err != nil {
+		return Subscription{}, err
+	}
+	row, err := b.store.GetSubscription(ctx, b.pool, id)
+	if err != nil {
+		return Subscription{}, fmt.Errorf("get subscription %q: %w", id, err)
+	}
+	return subscriptionFromRow(row)
+}
+
+// ListSubscriptions returns subscriptions in the order of their ids, bytewise. It returns an InvalidError for options
+// out of range.
+func (b *Broker) ListSubscriptions(ctx context.Context, options ListOptions) ([]Subscription, error) {
+	if err := options.check(); err != nil {
+		return nil, fmt.Errorf("list subscriptions: %w", err)
+	}
+	if err := b.ready(ctx, b.pool); err != nil {
+		return nil, err
+	}
+	rows, err := b.store.ListSubscriptions(ctx, b.pool, options.Offset, options.Limit)
+	if err != nil {
+		return nil, fmt.Errorf("list subscriptions: %w", err)
+	}
+	subs := make([]Subscription, len(rows))
+	for i, row := range rows {
+		if subs[i], err = subscriptionFromRow(row); err != nil {
+			return nil, err
+		}
+	}
+	return subs, nil
+}
+
+// DeleteSubscription deletes a subscription and all that it has not delivered. It waits for nobody; acks of what was
+// delivered count nothing afterwards. It returns ErrNotFound if there is no such subscription.
+func (b *Broker) DeleteSubscription(ctx context.Context, id string) error {
+	if err := b.ready(ctx, b.pool); err != nil {
+		return err
+	}
+	if err := b.store.DeleteSubscription(ctx, b.pool, id); err != nil {
+		return fmt.Errorf("delete subscription %q: %w", id, err)
+	}
+	return nil
+}
