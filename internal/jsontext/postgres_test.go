@@ -96,9 +96,7 @@ func TestLargestCasts(t *testing.T) {
 	db := storetest.New(t)
 	for _, tt := range []struct{ reason, open, element, closing string }{
 		{"elements", `{"a":[`, `1,`, `1]}`},
-		{"fractions", `{"a":[`, `1e-9,`, `1]}`},
 		{"members", `{`, `"":1,`, `"":1}`},
-		{"arrays", `{"a":[`, `[],`, `1]}`},
 		{"one string", `{"a":"`, `x`, `"}`},
 	} {
 		n := (jsontext.MaxSize - len(tt.open) - len(tt.closing)) / len(tt.element)
