@@ -12,6 +12,7 @@ CREATE OR REPLACE FUNCTION {schema}.publish(
     OUT xid bigint, OUT bases bigint[], OUT per_batch int)
 LANGUAGE plpgsql
 SET enable_seqscan = off
+SET jit = off
 AS $$
 DECLARE
     max_messages CONSTANT int := 512;    -- in a record batch

@@ -1,0 +1,105 @@
+// Command fastpubsub serves fastpubsub as a REST API and looks after its database.
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"strings"
+	"syscall"
+
+	"github.com/alecthomas/kong"
+)
+
+const description = `Publish/subscribe on the Postgres that you already have.
+
+Create or upgrade the tables with "fastpubsub db-migrate", then start "fastpubsub server".
+Every setting is a flag and an environment variable; the flag wins.`
+
+// commands are the subcommands. Each has its file, with its flags and a method Run(*process) error.
+type commands struct {
+	DBMigrate dbMigrate      `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
+	Server    serverCommand  `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
+	Version   versionCommand `cmd:"" help:"Print the version."`
+}
+
+// A process is what a subcommand gets from the system. It has a context, since it lives as long as that does.
+type process struct {
+	ctx    context.Context // ends with the first SIGINT or SIGTERM
+	stdout io.Writer
+	stderr io.Writer
+}
+
+// Exit codes.
+const (
+	exitOK      = 0
+	exitFailure = 1
+	exitUsage   = 2 // bad settings, too
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	context.AfterFunc(ctx, stop) // the second signal kills
+	unsetEmpty()
+	os.Exit(run(&process{ctx, os.Stdout, os.Stderr}, os.Args[1:]))
+}
+
+// unsetEmpty makes variables that are set to nothing, as compose files do, the same as unset ones.
+func unsetEmpty() {
+	for _, variable := range os.Environ() {
+		name, value, _ := strings.Cut(variable, "=")
+		if strings.HasPrefix(name, "FASTPUBSUB_") && value == "" {
+			os.Unsetenv(name)
+		}
+	}
+}
+
+// run runs the subcommand that the arguments name and returns the exit code.
+func run(p *process, args []string) (code int) {
+	type exit int // what kong wants to exit with, having printed help
+	defer func() {
+		if v := recover(); v != nil {
+			e, ok := v.(exit)
+			if !ok {
+				panic(v)
+			}
+			code = int(e)
+		}
+	}()
+	parser, err := kong.New(&commands{},
+		kong.Name("fastpubsub"),
+		kong.Description(description),
+		kong.Writers(p.stdout, p.stderr),
+		kong.Exit(func(code int) { panic(exit(code)) }),
+		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
+	)
+	if err != nil {
+		panic(err) // the tags of commands are wrong
+	}
+	command, err := parser.Parse(args)
+	if err != nil {
+		text := err.Error()
+		if strings.Contains(text, "://") { // a database URL where none belongs; it may have a password
+			text = "unexpected argument: a database URL belongs in FASTPUBSUB_DATABASE_URL"
+		}
+		fmt.Fprintf(p.stderr, "fastpubsub: %s; see fastpubsub --help\n", text)
+		return exitUsage
+	}
+	err = command.Run(p)
+	var bad badSettings
+	switch {
+	case errors.As(err, &bad):
+		for _, line := range bad {
+			fmt.Fprintf(p.stderr, "fastpubsub: %s\n", line)
+		}
+		return exitUsage
+	case err != nil:
+		slog.New(slog.NewTextHandler(p.stderr, nil)).Error(command.Command()+" failed", "error", err)
+		return exitFailure
+	}
+	return exitOK
+}

@@ -1,0 +1,188 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/httpapi"
+	"github.com/fastpubsub/fastpubsub/migrations"
+)
+
+// badSettings is the error of a command whose settings cannot be used: a line each, which begins with the variable's
+// name. The line never has the value of one that may be secret.
+type badSettings []string
+
+func (b badSettings) Error() string { return strings.Join(b, "\n") }
+
+func (b *badSettings) add(variable, format string, args ...any) {
+	*b = append(*b, variable+": "+fmt.Sprintf(format, args...))
+}
+
+func (b badSettings) err() error {
+	if len(b) == 0 {
+		return nil
+	}
+	return b
+}
+
+func (b *badSettings) integer(variable, value string, lowest, highest int) int {
+	n, err := strconv.Atoi(value)
+	if err != nil || n < lowest || n > highest {
+		b.add(variable, "must be an integer from %d to %d, not %q", lowest, highest, value)
+		return lowest // which no other check minds
+	}
+	return n
+}
+
+func (b *badSettings) seconds(variable, value string, highest int) time.Duration {
+	return time.Duration(b.integer(variable, value, 1, highest)) * time.Second
+}
+
+// The flags are strings, which kong takes as they are: what is wrong with them is found below, all of it at once, and
+// said without repeating a password.
+
+type databaseFlags struct {
+	DatabaseURL    string `env:"FASTPUBSUB_DATABASE_URL" placeholder:"URL" help:"The database: postgres://USER:PASSWORD@HOST:PORT/DATABASE. Prefer the variable: other users of the machine see arguments."`
+	DatabaseSchema string `env:"FASTPUBSUB_DATABASE_SCHEMA" default:"fastpubsub" help:"The schema that the tables are in."`
+}
+
+type poolFlags struct {
+	DatabasePoolSize    string `env:"FASTPUBSUB_DATABASE_POOL_SIZE" default:"5" help:"Connections to the database."`
+	DatabaseMaxOverflow string `env:"FASTPUBSUB_DATABASE_MAX_OVERFLOW" default:"10" help:"Connections beyond the pool size, under load."`
+}
+
+type logFlags struct {
+	LogLevel string `env:"FASTPUBSUB_LOG_LEVEL" default:"info" help:"What to log: debug, info, warning or error. Each request is debug."`
+}
+
+type apiFlags struct {
+	APIHost            string `name:"api-host" env:"FASTPUBSUB_API_HOST" default:"0.0.0.0" help:"The address to listen on."`
+	APIPort            string `name:"api-port" env:"FASTPUBSUB_API_PORT" default:"8000" help:"The port to listen on; 0 for any free one."`
+	APIMaxBodyBytes    string `name:"api-max-body-bytes" env:"FASTPUBSUB_API_MAX_BODY_BYTES" default:"16777216" help:"The largest request body."`
+	PublishMaxMessages string `env:"FASTPUBSUB_PUBLISH_MAX_MESSAGES" default:"10000" help:"Messages in one publish request, at most."`
+	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one ack request, at most."`
+}
+
+type newFlags struct {
+	SubscriptionMaxAttempts                string `env:"FASTPUBSUB_SUBSCRIPTION_MAX_ATTEMPTS" default:"5" help:"Its max_delivery_attempts."`
+	SubscriptionBackoffMinSeconds          string `env:"FASTPUBSUB_SUBSCRIPTION_BACKOFF_MIN_SECONDS" default:"5" help:"Its backoff_min_seconds."`
+	SubscriptionBackoffMaxSeconds          string `env:"FASTPUBSUB_SUBSCRIPTION_BACKOFF_MAX_SECONDS" default:"300" help:"Its backoff_max_seconds."`
+	CleanupStuckMessagesLockTimeoutSeconds string `env:"FASTPUBSUB_CLEANUP_STUCK_MESSAGES_LOCK_TIMEOUT_SECONDS" default:"60" help:"Its ack_deadline_seconds."`
+}
+
+// schema returns the name of the schema.
+func (f *databaseFlags) schema(b *badSettings) string {
+	if err := migrations.CheckSchemaName(f.DatabaseSchema); err != nil {
+		b.add("FASTPUBSUB_DATABASE_SCHEMA", "%v", err)
+	}
+	return f.DatabaseSchema
+}
+
+// parseURL reads the address of a database. The original's schemes are accepted for the sake of existing settings.
+func parseURL(b *badSettings, variable, url string) *pgxpool.Config {
+	if url == "" {
+		b.add(variable, "must be set")
+		return nil
+	}
+	scheme, rest, _ := strings.Cut(url, "://")
+	switch scheme {
+	case "postgres", "postgresql", "postgresql+psycopg":
+		// The error is not shown: it quotes the URL.
+		if config, err := pgxpool.ParseConfig("postgres://" + rest); err == nil {
+			config.ConnConfig.RuntimeParams["application_name"] = applicationName(config)
+			if config.ConnConfig.ConnectTimeout == 0 {
+				config.ConnConfig.ConnectTimeout = connectTimeout
+			}
+			return config
+		}
+	}
+	b.add(variable, "must be a URL like postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters %%-encoded")
+	return nil
+}
+
+// connectTimeout is for URLs without connect_timeout.
+const connectTimeout = 10 * time.Second
+
+func applicationName(config *pgxpool.Config) string {
+	if name := config.ConnConfig.RuntimeParams["application_name"]; name != "" {
+		return name
+	}
+	return "fastpubsub"
+}
+
+// pool returns the settings of the server's connections.
+func (f *databaseFlags) pool(b *badSettings, p poolFlags) *pgxpool.Config {
+	const highest = 10_000
+	config := parseURL(b, "FASTPUBSUB_DATABASE_URL", f.DatabaseURL)
+	size := b.integer("FASTPUBSUB_DATABASE_POOL_SIZE", p.DatabasePoolSize, 1, highest)
+	overflow := b.integer("FASTPUBSUB_DATABASE_MAX_OVERFLOW", p.DatabaseMaxOverflow, 0, highest)
+	if config != nil {
+		config.MaxConns = int32(size + overflow)
+	}
+	return config
+}
+
+// logger returns a logger to w.
+func (f *logFlags) logger(b *badSettings, w io.Writer) *slog.Logger {
+	levels := map[string]slog.Level{
+		"debug":   slog.LevelDebug,
+		"info":    slog.LevelInfo,
+		"warning": slog.LevelWarn,
+		"error":   slog.LevelError,
+	}
+	level, ok := levels[strings.ToLower(f.LogLevel)]
+	if !ok {
+		b.add("FASTPUBSUB_LOG_LEVEL", "must be debug, info, warning or error, not %q", f.LogLevel)
+	}
+	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+}
+
+// apiSettings are what [serve] needs besides a database.
+type apiSettings struct {
+	address              string // host:port
+	schema               string
+	api                  httpapi.Config // without its Logger
+	subscriptionDefaults fastpubsub.SubscriptionSettings
+}
+
+// settings returns all but the schema and the defaults of subscriptions.
+func (f *apiFlags) settings(b *badSettings) apiSettings {
+	port := b.integer("FASTPUBSUB_API_PORT", f.APIPort, 0, math.MaxUint16)
+	return apiSettings{
+		address: net.JoinHostPort(f.APIHost, strconv.Itoa(port)),
+		api: httpapi.Config{
+			MaxBodyBytes:       int64(b.integer("FASTPUBSUB_API_MAX_BODY_BYTES", f.APIMaxBodyBytes, 1, 64<<20)),
+			PublishMaxMessages: b.integer("FASTPUBSUB_PUBLISH_MAX_MESSAGES", f.PublishMaxMessages, 1, 10_000),
+			AckMaxIDs:          b.integer("FASTPUBSUB_ACK_MAX_IDS", f.AckMaxIDs, 1, 10_000),
+		},
+	}
+}
+
+func (f *newFlags) subscriptionDefaults(b *badSettings) fastpubsub.SubscriptionSettings {
+	const (
+		attempts   = "FASTPUBSUB_SUBSCRIPTION_MAX_ATTEMPTS"
+		backoffMin = "FASTPUBSUB_SUBSCRIPTION_BACKOFF_MIN_SECONDS"
+		backoffMax = "FASTPUBSUB_SUBSCRIPTION_BACKOFF_MAX_SECONDS"
+		deadline   = "FASTPUBSUB_CLEANUP_STUCK_MESSAGES_LOCK_TIMEOUT_SECONDS"
+	)
+	defaults := fastpubsub.SubscriptionSettings{
+		MaxDeliveryAttempts: b.integer(attempts, f.SubscriptionMaxAttempts, 1, math.MaxInt32),
+		BackoffMin:          b.seconds(backoffMin, f.SubscriptionBackoffMinSeconds, math.MaxInt32),
+	}
+	before := len(*b)
+	defaults.BackoffMax = b.seconds(backoffMax, f.SubscriptionBackoffMaxSeconds, math.MaxInt32)
+	if len(*b) == before && defaults.BackoffMax < defaults.BackoffMin {
+		b.add(backoffMax, "must be at least %s, which is %s", backoffMin, f.SubscriptionBackoffMinSeconds)
+	}
+	defaults.AckDeadline = b.seconds(deadline, f.CleanupStuckMessagesLockTimeoutSeconds, 12*60*60)
+	return defaults
+}

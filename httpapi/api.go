@@ -1,0 +1,98 @@
+// Package httpapi serves a broker as a REST API.
+package httpapi
+
+import (
+	"context"
+	"log/slog"
+	"net/http"
+	"sync"
+
+	"github.com/fastpubsub/fastpubsub"
+)
+
+// A Broker is what the API needs of a [fastpubsub.Broker].
+type Broker interface {
+	CreateTopic(ctx context.Context, id string) (fastpubsub.Topic, error)
+	GetTopic(ctx context.Context, id string) (fastpubsub.Topic, error)
+	ListTopics(ctx context.Context, options fastpubsub.ListOptions) ([]fastpubsub.Topic, error)
+	DeleteTopic(ctx context.Context, id string) error
+
+	CreateSubscription(ctx context.Context, sub fastpubsub.Subscription) (fastpubsub.Subscription, error)
+	GetSubscription(ctx context.Context, id string) (fastpubsub.Subscription, error)
+	ListSubscriptions(ctx context.Context, options fastpubsub.ListOptions) ([]fastpubsub.Subscription, error)
+	DeleteSubscription(ctx context.Context, id string) error
+
+	Publish(ctx context.Context, topicID string, msgs ...fastpubsub.NewMessage) ([]fastpubsub.ID, error)
+	Consume(ctx context.Context, subscriptionID string, options fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error)
+	Ack(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)
+
+	Check(ctx context.Context) error
+}
+
+// Config is the settings of an [API]. The zero Config is a good one.
+type Config struct {
+	// Logger gets a line for each request: at level Error for an answer of 500, Warn for other answers above it, Debug
+	// for the rest. Default slog.Default().
+	Logger *slog.Logger
+
+	// MaxBodyBytes is the size of the largest request body. Default 16 MiB.
+	MaxBodyBytes int64
+
+	// PublishMaxMessages is how many messages one request may publish. Default 10,000, which is also the most that a
+	// broker takes.
+	PublishMaxMessages int
+
+	// AckMaxIDs is how many messages one request may ack. Default 1,000; a broker takes 10,000.
+	AckMaxIDs int
+}
+
+// Limits that clients see.
+const (
+	defaultMaxBodyBytes       = 16 << 20
+	defaultPublishMaxMessages = 10_000
+	defaultAckMaxIDs          = 1_000
+
+	maxListLimit          = 100
+	defaultListLimit      = 10
+	maxBatchSize          = 100
+	defaultBatchSize      = 10
+	maxWaitSeconds        = 30
+	maxAckDeadlineSeconds = 12 * 60 * 60
+	maxConsumerLength     = 128
+)
+
+// An API is the handler of all routes. It is safe for concurrent use.
+type API struct {
+	broker  Broker
+	config  Config
+	handler http.Handler
+
+	endWaits sync.Once
+	stopping chan struct{} // closed by EndWaits
+}
+
+// New returns the API of a broker.
+func New(broker Broker, config Config) *API {
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	if config.MaxBodyBytes <= 0 {
+		config.MaxBodyBytes = defaultMaxBodyBytes
+	}
+	if config.PublishMaxMessages <= 0 {
+		config.PublishMaxMessages = defaultPublishMaxMessages
+	}
+	if config.AckMaxIDs <= 0 {
+		config.AckMaxIDs = defaultAckMaxIDs
+	}
+	a := &API{broker: broker, config: config, stopping: make(chan struct{})}
+	a.handler = a.chain(a.router())
+	return a
+}
+
+// ServeHTTP implements [http.Handler].
+func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.handler.ServeHTTP(w, r) }
+
+// EndWaits makes consumers that wait for messages go away with an empty answer, now and in future. It is for
+// [http.Server.RegisterOnShutdown], since Shutdown waits for them. It may be called more than once.
+func (a *API) EndWaits() { a.endWaits.Do(func() { close(a.stopping) }) }

@@ -1,0 +1,382 @@
+package httpapi
+
+import (
+	"bytes"
+	"context"
+	"encoding/hex"
+	"errors"
+	"maps"
+	"net/http"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/google/uuid"
+
+	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/internal/jsontext"
+)
+
+// publish takes a list of payloads, or {"messages": [{"payload": ..., "attributes": ...}]}. Payloads stay parts of the
+// body, unparsed: the broker checks them.
+func (a *API) publish(w http.ResponseWriter, r *http.Request) error {
+	body, err := a.readBody(w, r)
+	if err != nil {
+		return err
+	}
+	var msgs []fastpubsub.NewMessage
+	isObject := body[skipSpace(body, 0)] == '{'
+	if isObject {
+		msgs, err = a.readMessages(body)
+	} else {
+		msgs, err = a.readPayloads(body)
+	}
+	if err != nil {
+		return err
+	}
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	var ids []fastpubsub.ID
+	if len(msgs) == 0 {
+		_, err = a.broker.GetTopic(r.Context(), id) // the broker publishes nothing less than a message
+	} else {
+		ids, err = a.broker.Publish(r.Context(), id, msgs...)
+	}
+	if invalid := (*fastpubsub.InvalidError)(nil); errors.As(err, &invalid) && !isObject {
+		// An element that is not JSON makes all of the body something else.
+		if err := checkJSON(body); err != nil {
+			return err
+		}
+		return payloadProblems(invalid)
+	}
+	if err != nil {
+		return err
+	}
+	if !wantsRepresentation(w, r) {
+		w.WriteHeader(http.StatusNoContent)
+		return nil
+	}
+	text := append(make([]byte, 0, len(ids)*39+16), `{"ids":[`...)
+	for i, id := range ids {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = appendID(text, id)
+	}
+	writeText(w, http.StatusCreated, append(text, "]}"...))
+	return nil
+}
+
+// readPayloads splits a list of payloads.
+func (a *API) readPayloads(body []byte) ([]fastpubsub.NewMessage, error) {
+	loc := []any{"body"}
+	if err := checkList(body, loc); err != nil {
+		return nil, err
+	}
+	var msgs []fastpubsub.NewMessage
+	n, err := elements(body, func(i int, element []byte) {
+		if i < a.config.PublishMaxMessages {
+			msgs = append(msgs, fastpubsub.NewMessage{Payload: element})
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	return msgs, checkLength(loc, n, a.config.PublishMaxMessages)
+}
+
+func checkList(body []byte, loc []any) error {
+	if body[skipSpace(body, 0)] == '[' {
+		return nil
+	}
+	if err := checkJSON(body); err != nil {
+		return err
+	}
+	return problems{{"list_type", loc, "must be a list"}}
+}
+
+func checkLength(loc []any, n, highest int) error {
+	var p problems
+	if n > highest {
+		p.add(loc, "too_long", "must have at most %d items, not %d", highest, n)
+	}
+	return p.err()
+}
+
+// payloadProblems moves a broker's problems to the list of payloads, which has neither "messages" nor "payload".
+func payloadProblems(invalid *fastpubsub.InvalidError) problems {
+	all := located(invalid, "body")
+	for i, p := range all {
+		p.Loc = slices.Delete(p.Loc, 1, 2)
+		if len(p.Loc) > 2 {
+			p.Loc = p.Loc[:2]
+		}
+		all[i] = p
+	}
+	return all
+}
+
+// readMessages reads the form that has attributes.
+func (a *API) readMessages(body []byte) ([]fastpubsub.NewMessage, error) {
+	if err := checkJSON(body); err != nil {
+		return nil, err
+	}
+	loc := []any{"body", "messages"}
+	list := member(body, "messages")
+	switch {
+	case list == nil:
+		return nil, problems{{"missing", loc, "must not be missing"}}
+	case list[0] != '[':
+		return nil, problems{{"list_type", loc, "must be a list"}}
+	}
+	var p problems
+	var msgs []fastpubsub.NewMessage
+	n := 0
+	for element := range jsontext.Elements(list) {
+		if n < a.config.PublishMaxMessages {
+			msgs = append(msgs, readMessage(&p, append(slices.Clip(loc), n), element))
+		}
+		n++
+	}
+	if err := checkLength(loc, n, a.config.PublishMaxMessages); err != nil {
+		return nil, err
+	}
+	return msgs, p.err()
+}
+
+func readMessage(p *problems, loc []any, element []byte) (msg fastpubsub.NewMessage) {
+	if element[0] != '{' {
+		p.add(loc, "model_attributes_type", "must be an object")
+		return msg
+	}
+	at := func(name string) []any { return append(slices.Clip(loc), name) }
+	msg.Payload = member(element, "payload")
+	if msg.Payload == nil {
+		p.add(at("payload"), "missing", "must not be missing")
+	} else {
+		checkObject(p, at("payload"), msg.Payload)
+	}
+	attributes := member(element, "attributes")
+	if attributes == nil || string(attributes) == "null" || !checkObject(p, at("attributes"), attributes) {
+		return msg
+	}
+	msg.Attributes = map[string]string{}
+	for rawKey, value := range jsontext.Members(attributes) {
+		key := string(jsontext.Unquote(nil, rawKey))
+		if value[0] != '"' {
+			p.add(append(at("attributes"), key), "string_type", "must be a string")
+			continue
+		}
+		msg.Attributes[key] = string(jsontext.Unquote(nil, value[1:len(value)-1]))
+	}
+	return msg
+}
+
+// checkObject checks an object of a message by the rules for payloads.
+func checkObject(p *problems, loc []any, text []byte) bool {
+	err := jsontext.CheckObject(text)
+	if err == nil {
+		return true
+	}
+	kind := "json_invalid"
+	if e := (*jsontext.Error)(nil); errors.As(err, &e) && e.Kind == jsontext.NotObject {
+		kind = "dict_type"
+	}
+	p.add(loc, kind, "%v", err)
+	return false
+}
+
+// member returns the value of a key in an object, the last if there are several, or nil.
+func member(object []byte, name string) (last []byte) {
+	for key, value := range jsontext.Members(object) {
+		if string(jsontext.Unquote(nil, key)) == name {
+			last = value
+		}
+	}
+	return last
+}
+
+func (a *API) consume(w http.ResponseWriter, r *http.Request) error {
+	f := readQuery(r)
+	options := fastpubsub.ConsumeOptions{ // parameters are read in this order
+		Consumer:    f.text("consumer_id", maxConsumerLength),
+		Max:         f.integer("batch_size", defaultBatchSize, 1, maxBatchSize),
+		Wait:        time.Duration(f.integer("wait_seconds", 0, 0, maxWaitSeconds)) * time.Second,
+		AckDeadline: time.Duration(f.integer("ack_deadline_seconds", 0, 1, maxAckDeadlineSeconds)) * time.Second,
+	}
+	if err := f.err(); err != nil {
+		return err
+	}
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	ctx := r.Context()
+	if options.Wait > 0 {
+		var release func()
+		ctx, release = a.untilEndWaits(ctx)
+		defer release()
+	}
+	msgs, err := a.broker.Consume(ctx, id, options)
+	if err != nil && ctx.Err() != nil && r.Context().Err() == nil {
+		msgs, err = nil, nil // the server is stopping
+	}
+	if err != nil {
+		return err
+	}
+	writeText(w, http.StatusOK, appendMessages(nil, msgs))
+	return nil
+}
+
+// untilEndWaits returns a context that ends with EndWaits, or when it is released.
+func (a *API) untilEndWaits(ctx context.Context) (_ context.Context, release func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-a.stopping:
+			cancel()
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// appendMessages writes the answer to consume by hand: encoding/json would change payloads, and take its time.
+func appendMessages(text []byte, msgs []fastpubsub.Message) []byte {
+	size := 16
+	for _, msg := range msgs {
+		size += len(msg.Payload) + len(msg.SubscriptionID) + 192
+	}
+	text = slices.Grow(text, size)
+	text = append(text, `{"data":[`...)
+	for i, msg := range msgs {
+		if i > 0 {
+			text = append(text, ',')
+		}
+		text = append(text, `{"id":`...)
+		text = appendID(text, msg.ID)
+		text = append(text, `,"subscription_id":`...)
+		text = jsontext.AppendQuote(text, msg.SubscriptionID)
+		text = append(text, `,"payload":`...)
+		text = append(text, msg.Payload...)
+		text = append(text, `,"delivery_attempts":`...)
+		text = strconv.AppendInt(text, int64(msg.DeliveryAttempts), 10)
+		text = append(text, `,"created_at":"`...)
+		text = msg.CreatedAt.AppendFormat(text, time.RFC3339Nano)
+		text = append(text, '"')
+		if len(msg.Attributes) > 0 {
+			separator := `,"attributes":{`
+			for _, key := range slices.Sorted(maps.Keys(msg.Attributes)) {
+				text = append(text, separator...)
+				text = jsontext.AppendQuote(text, key)
+				text = append(text, ':')
+				text = jsontext.AppendQuote(text, msg.Attributes[key])
+				separator = ","
+			}
+			text = append(text, '}')
+		}
+		text = append(text, '}')
+	}
+	return append(text, "]}"...)
+}
+
+// appendID writes an id as a JSON string.
+func appendID(text []byte, id fastpubsub.ID) []byte {
+	text = append(text, '"')
+	text = hex.AppendEncode(text, id[:4])
+	for _, part := range [][]byte{id[4:6], id[6:8], id[8:10], id[10:]} {
+		text = append(text, '-')
+		text = hex.AppendEncode(text, part)
+	}
+	return append(text, '"')
+}
+
+func (a *API) ack(w http.ResponseWriter, r *http.Request) error {
+	body, err := a.readBody(w, r)
+	if err != nil {
+		return err
+	}
+	ids, err := a.readIDs(body)
+	if err != nil {
+		return err
+	}
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	n, err := a.broker.Ack(r.Context(), id, ids)
+	if err != nil {
+		return err
+	}
+	if wantsRepresentation(w, r) {
+		writeText(w, http.StatusOK, []byte(`{"count":`+strconv.Itoa(n)+`}`))
+		return nil
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// readIDs reads a list of message ids.
+func (a *API) readIDs(body []byte) ([]fastpubsub.ID, error) {
+	loc := []any{"body"}
+	if err := checkList(body, loc); err != nil {
+		return nil, err
+	}
+	var p problems
+	var ids []fastpubsub.ID
+	n, err := elements(body, func(i int, element []byte) {
+		if i >= a.config.AckMaxIDs {
+			return
+		}
+		id, err := readID(element)
+		switch {
+		case err == nil:
+			ids = append(ids, fastpubsub.ID(id))
+		case element[0] == '"':
+			p.add([]any{"body", i}, "uuid_parsing", "must be a UUID")
+		default:
+			p.add([]any{"body", i}, "uuid_type", "must be a string with a UUID")
+		}
+	})
+	if err != nil {
+		return nil, err
+	}
+	if len(p) > 0 || n > a.config.AckMaxIDs { // not every element was looked at, or was JSON
+		if err := checkJSON(body); err != nil {
+			return nil, err
+		}
+	}
+	if err := checkLength(loc, n, a.config.AckMaxIDs); err != nil {
+		return nil, err
+	}
+	return ids, p.err()
+}
+
+var errNotString = errors.New("not a string")
+
+// readID takes a JSON string that is a UUID in any of its usual forms.
+func readID(element []byte) (uuid.UUID, error) {
+	if len(element) < 2 || element[0] != '"' || element[len(element)-1] != '"' {
+		return uuid.UUID{}, errNotString
+	}
+	text := element[1 : len(element)-1]
+	if bytes.IndexByte(text, '\\') >= 0 {
+		if err := checkJSON(element); err != nil {
+			return uuid.UUID{}, err
+		}
+		text = jsontext.Unquote(nil, text)
+	}
+	if len(text) != 36 { // uuid parses the other forms without a look at what is around the digits
+		if err := uuid.Validate(string(text)); err != nil {
+			return uuid.UUID{}, err
+		}
+	}
+	return uuid.ParseBytes(text)
+}
