@@ -24,6 +24,8 @@ Every setting is a flag and an environment variable; the flag wins.`
 type commands struct {
 	DBMigrate dbMigrate      `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
 	Server    serverCommand  `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
+	Dev       devCommand     `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
+	Bench     benchCommand   `cmd:"" help:"Measure, beside a floor of bare INSERTs."`
 	Version   versionCommand `cmd:"" help:"Print the version."`
 }
 

@@ -9,14 +9,17 @@
 -- that ack inside their own transactions.
 --
 -- It runs in a transaction of its own, READ COMMITTED, because it reads the cursor after it has the lock, and because
--- a transaction's own id is in none of its snapshots' lists: an earlier publish in it would hide a neighbour's.
+-- a transaction's own id is in none of its snapshots' lists: a publish in it, earlier or later, could hide a neighbour's
+-- or be hidden. If the transaction is rolled back, claimed() has what an earlier claim of the session took.
 -- Commit is asynchronous: a claim lost in a crash means redelivery, and any later durable commit flushes it first.
 CREATE OR REPLACE FUNCTION {schema}.claim(
     sub_id text, consumer text, max_messages int, ack_deadline_seconds int, single boolean)
 RETURNS text
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_incremental_sort = off
 SET enable_sort = off
 SET enable_hashjoin = off
 SET enable_mergejoin = off
@@ -41,9 +44,13 @@ DECLARE
     his       bigint[] := '{}';
     changed   boolean := false;
     more      boolean := false;
+    late_stretches int := 0;
     new_xid   bigint;
     new_seq   bigint;
 BEGIN
+    IF max_messages IS NULL OR max_messages < 0 OR single IS NULL THEN
+        RAISE EXCEPTION 'max_messages must be at least 0, and single true or false' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
     PERFORM set_config('fastpubsub.claim', '', false);
     IF pg_current_xact_id_if_assigned() IS NOT NULL THEN  -- protection: own transaction
         RAISE EXCEPTION 'claim needs a transaction of its own' USING ERRCODE = 'invalid_transaction_state';
@@ -82,7 +89,7 @@ BEGIN
     new_xid := state.xid;
     new_seq := state.seq;
 
-    IF cardinality(late_xids) > 0 THEN
+    IF wanted > 0 AND cardinality(late_xids) > 0 THEN
         taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
                                     CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
         IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
@@ -92,7 +99,7 @@ BEGIN
             taken.xids := matched.xids;
             taken.los := matched.los;
             taken.his := matched.his;
-            more := taken.end_xid IS NOT NULL;
+            more := taken.end_xid IS NOT NULL OR matched.end_xid IS NOT NULL;
             taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
             taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
         END IF;
@@ -107,7 +114,7 @@ BEGIN
             WHERE l.xid <> ALL (taken.finished) OR l.xid >= taken.end_xid;
         END IF;
         IF cardinality(taken.xids) > 0 THEN
-            PERFORM {schema}.grant_leases(sub_num, 1::smallint, consumer, deadline, single, taken.xids, taken.los, taken.his);
+            late_stretches := cardinality(taken.xids);
             slots := taken.slots;
             xids := taken.xids;
             los := taken.los;
@@ -148,6 +155,11 @@ BEGIN
         END IF;
     END IF;
 
+    -- Only now, behind the last scan: a lease gives this transaction an id, which none of its own snapshots lists.
+    IF late_stretches > 0 THEN
+        PERFORM {schema}.grant_leases(sub_num, 1::smallint, consumer, deadline, single,
+                                      xids[:late_stretches], los[:late_stretches], his[:late_stretches]);
+    END IF;
     IF changed THEN
         INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
         VALUES (state.gen + 1, new_xid, new_seq, sub_num, (SELECT last_value FROM {schema}.lease_slot) & 3,
@@ -155,7 +167,8 @@ BEGIN
     END IF;
     IF cardinality(xids) > 0 THEN
         PERFORM set_config('fastpubsub.claim',
-                           concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text), false);
+                           concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,
+                                     CASE WHEN state.filter_path IS NULL THEN 'all' END), false);
         RETURN 'ok';
     END IF;
     RETURN CASE WHEN more THEN 'more' ELSE 'ok' END;

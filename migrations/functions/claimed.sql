@@ -4,8 +4,10 @@
 CREATE OR REPLACE FUNCTION {schema}.claimed()
 RETURNS TABLE (xid bigint, los bigint[], his bigint[], created_at timestamptz, payloads text[], attributes text[])
 LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET enable_bitmapscan = off
+SET enable_incremental_sort = off
 SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
@@ -13,6 +15,21 @@ DECLARE
     claim text[] := string_to_array(current_setting('fastpubsub.claim', true), '|');
 BEGIN
     IF cardinality(claim) < 5 THEN
+        RETURN;
+    END IF;
+    IF claim[6] = 'all' THEN
+        -- Without a filter there is one stretch for each record batch.
+        RETURN QUERY
+        SELECT w.xid, ARRAY[w.lo], ARRAY[w.hi], m.created_at,
+               CASE WHEN w.hi - w.lo = m.n THEN m.payloads ELSE m.payloads[w.lo - m.base + 1:w.hi - m.base] END,
+               CASE WHEN w.hi - w.lo = m.n THEN m.attributes ELSE m.attributes[w.lo - m.base + 1:w.hi - m.base] END::text[]
+        FROM unnest(claim[2]::smallint[], claim[3]::bigint[], claim[4]::bigint[], claim[5]::bigint[]) w(slot, xid, lo, hi)
+        CROSS JOIN LATERAL (
+            SELECT m.created_at, m.n, m.base, m.payloads, m.attributes
+            FROM {schema}.messages m
+            WHERE m.topic_num = claim[1]::int AND m.slot = w.slot AND m.xid = w.xid AND m.base = (w.lo & ~65535::bigint)
+            LIMIT 1
+        ) m;
         RETURN;
     END IF;
     RETURN QUERY

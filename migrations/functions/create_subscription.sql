@@ -9,6 +9,7 @@ CREATE OR REPLACE FUNCTION {schema}.create_subscription(
     backoff_min_seconds int, backoff_max_seconds int, ack_deadline_seconds int)
 RETURNS text
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     new_num int;

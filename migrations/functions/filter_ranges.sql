@@ -1,8 +1,9 @@
 -- filter_ranges picks from stretches of record batches the first `want` messages that match a filter, in order. claim
 -- calls it with its planner settings; nobody else does.
 --
--- It returns one stretch for each run of matching messages. end_xid and end_seq are the position of the last match if
--- it stopped there, else NULL: then everything was examined.
+-- It returns one stretch for each run of matching messages. end_xid and end_seq are the position where it stopped, at
+-- the last match wanted or because 200 ms were over, else NULL: then everything was examined. Payloads may be large, and
+-- others wait for the lock.
 --
 -- Publishing refuses what does not cast to jsonb. Should a payload fail all the same, everything is examined again with
 -- each payload under a guard of its own: the bad one does not match, a warning names it, and the subscription goes on.
@@ -20,10 +21,12 @@ DECLARE
     step    int;
     found   int;
     part    record;
+    until   timestamptz;
 BEGIN
     LOOP
         found_slots := '{}'; found_xids := '{}'; found_los := '{}'; found_his := '{}';
         start := 1; step := 1; found := 0;
+        until := clock_timestamp() + interval '200 ms';
         BEGIN
             -- Chunks that grow: a filter that matches often finds enough in the first record batch, one that matches
             -- rarely should not pay a statement for each.
@@ -65,6 +68,7 @@ BEGIN
                 END IF;
                 start := start + step;
                 step := least(2 * step, 128);
+                EXIT WHEN clock_timestamp() > until;  -- protection: a bounded stay under the lock
             END LOOP;
             EXIT;
         EXCEPTION WHEN data_exception OR program_limit_exceeded THEN
@@ -75,7 +79,11 @@ BEGIN
         END;
     END LOOP;
 
-    IF found >= want THEN
+    IF found < want AND start <= total THEN
+        -- Time was over behind a stretch that is not the last, and so goes to the end of its record batch; see scan_main.
+        end_xid := xids[start - 1];
+        end_seq := (his[start - 1] - 1) | 65535;
+    ELSIF found >= want THEN
         end_xid := found_xids[cardinality(found_xids)];
         end_seq := found_his[cardinality(found_his)] - 1;
         -- The end of a record batch is left at the end of its numbers; see scan_main.

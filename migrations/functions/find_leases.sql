@@ -1,5 +1,6 @@
 -- find_leases says which leases of a subscription hold messages, without locks. Messages come as stretches, ascending;
--- see ack, which calls it with its planner settings. It returns the keys of the leases, NULL when there are none.
+-- see ack, which calls it with its planner settings. It returns the keys of the leases, ascending,
+-- NULL when there are none.
 --
 -- The leases of kind 0 are disjoint, so a position is in the one with the greatest first position not behind it, if in
 -- any. A late transaction's messages lie inside such a stretch without belonging to it; its leases are of kind 1.
@@ -13,7 +14,6 @@ DECLARE
     i     int := 1;
     pos   bigint;
     lease record;
-    late  boolean;
 BEGIN
     IF total IS NULL OR total = 0 THEN
         RETURN;
@@ -58,12 +58,12 @@ BEGIN
     END LOOP;
 
     -- A subscription rarely has late leases at all: one look tells.
-    SELECT true INTO late FROM {schema}.leases l
+    PERFORM FROM {schema}.leases l
     WHERE l.sub = sub_num AND l.kind = 1 AND l.first_xid >= xids[1] AND l.first_xid <= xids[total]
-    LIMIT 1;
+    ORDER BY l.first_xid, l.first_seq LIMIT 1;
     IF FOUND THEN
         FOR lease IN
-            SELECT DISTINCT l.slot, l.first_xid, l.first_seq
+            SELECT DISTINCT l.first_xid, l.first_seq, l.slot
             FROM unnest(xids, los, his) r(xid, lo, hi)
             CROSS JOIN LATERAL (
                 (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq FROM {schema}.leases l
@@ -72,9 +72,11 @@ BEGIN
                 UNION ALL
                 (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq FROM {schema}.leases l
                  WHERE l.sub = sub_num AND l.kind = 1 AND l.first_xid = r.xid
-                   AND l.first_seq > r.lo AND l.first_seq < r.hi)
+                   AND l.first_seq > r.lo AND l.first_seq < r.hi
+                 ORDER BY l.first_seq LIMIT r.hi - r.lo)
             ) l
             WHERE l.last_seq >= r.lo
+            ORDER BY l.first_xid, l.first_seq
         LOOP
             slots := slots || lease.slot;
             kinds := kinds || 1::smallint;

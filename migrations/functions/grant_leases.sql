@@ -13,10 +13,13 @@ DECLARE
     total        int := cardinality(xids);
     current_slot smallint := (SELECT last_value FROM {schema}.lease_slot) & 3;
 BEGIN
-    IF total <= 64 AND NOT single AND (kind = 0 OR xids[1] = xids[total]) THEN
-        INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
-        VALUES (xids[1], los[1], xids[total], his[total] - 1, deadline, sub, kind, current_slot, consumer,
-                (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los, his) r(lo, hi)));
+    IF NOT single AND (kind = 0 OR xids[1] = xids[total]) THEN
+        FOR i IN 1..total BY 64 LOOP
+            INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
+            VALUES (xids[i], los[i], xids[least(i + 63, total)], his[least(i + 63, total)] - 1, deadline, sub, kind,
+                    current_slot, consumer,
+                    (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los[i:i + 63], his[i:i + 63]) r(lo, hi)));
+        END LOOP;
         RETURN;
     END IF;
     INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)

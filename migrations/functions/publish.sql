@@ -11,6 +11,7 @@ CREATE OR REPLACE FUNCTION {schema}.publish(
     topic_id text, payloads text[], attributes jsonb[],
     OUT xid bigint, OUT bases bigint[], OUT per_batch int)
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
 SET jit = off
 AS $$
@@ -22,8 +23,13 @@ DECLARE
     slot         smallint;
     base         bigint;
 BEGIN
-    IF total = 0 THEN
+    IF total IS NULL OR total = 0 THEN
         RAISE EXCEPTION 'nothing to publish' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF array_ndims(payloads) <> 1 OR array_lower(payloads, 1) <> 1 OR array_position(payloads, NULL) IS NOT NULL
+       OR array_ndims(attributes) <> 1 OR array_lower(attributes, 1) <> 1 THEN
+        RAISE EXCEPTION 'payloads and attributes are arrays of one dimension that begin at 1; no payload is NULL'
+            USING ERRCODE = 'array_subscript_error';
     END IF;
     IF cardinality(attributes) <> total THEN
         RAISE EXCEPTION 'attributes has % elements, payloads has %', cardinality(attributes), total

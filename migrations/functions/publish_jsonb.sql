@@ -4,12 +4,17 @@
 CREATE OR REPLACE FUNCTION {schema}.publish_jsonb(topic_id text, payloads jsonb[], attributes jsonb[] DEFAULT NULL)
 RETURNS uuid[]
 LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
     r record;
 BEGIN
     IF EXISTS (SELECT FROM unnest(payloads) p WHERE jsonb_typeof(p) IS DISTINCT FROM 'object') THEN
         RAISE EXCEPTION 'a payload is a JSON object' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF EXISTS (SELECT FROM unnest(attributes) a
+               WHERE jsonb_typeof(a) <> 'object' OR a @? '$.* ? (@.type() <> "string")') THEN
+        RAISE EXCEPTION 'attributes are JSON objects of strings' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     SELECT * INTO r FROM {schema}.publish(topic_id, payloads::text[], attributes);
     IF r.xid IS NULL THEN

@@ -15,8 +15,8 @@ DECLARE
     max_rows int := least(budget, 4);
 BEGIN
     finished := ARRAY(
-        SELECT x FROM unnest(late_xids) x
-        WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())  -- protection: late until finished
+        SELECT x FROM (SELECT pg_current_snapshot() AS s OFFSET 0) c, unnest(late_xids) x
+        WHERE pg_visible_in_snapshot(x::text::xid8, c.s)  -- protection: late until finished
         ORDER BY x LIMIT 64);
     IF cardinality(finished) = 0 THEN
         RETURN;

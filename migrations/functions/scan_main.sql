@@ -6,10 +6,10 @@
 -- A record batch that was examined to its end leaves the position at the end of its 65,536 numbers, so that the next
 -- scan does not meet it again. xids is NULL when there is nothing.
 --
--- First it stops at the oldest transaction in progress, which keeps late ones rare. Only when there is nothing before
--- it does it look beyond. Rows and transactions in progress come from one statement, that is, one snapshot. It scans
--- the gaps between those transactions, not what lies in them: a bulk load that is still open would be read, row by
--- row, on every call.
+-- First it stops at the oldest transaction in progress, which keeps late ones rare: what lies before that is complete.
+-- Only when there is nothing does it look beyond. Then rows and transactions in progress come from one statement, that
+-- is, one snapshot, and it scans the gaps between those transactions, not what lies in them: a bulk load that is still
+-- open would be read, row by row, on every call.
 CREATE OR REPLACE FUNCTION {schema}.scan_main(
     topic int, cursor_xid bigint, cursor_seq bigint, budget int,
     OUT slots smallint[], OUT xids bigint[], OUT los bigint[], OUT his bigint[],
@@ -22,10 +22,34 @@ DECLARE
     examined    bigint;
     max_rows    int;
 BEGIN
-    FOR max_gaps IN 1..2 LOOP
+    max_rows := least(budget, 4);
+    -- A claim usually needs a row or two, but as many as messages when each was published alone: ask for few, then for as
+    -- many as the ones seen suggest.
+    LOOP
+        SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
+               max(s.upto)
+        INTO slots, xids, los, his, examined
+        FROM (
+            SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.base) AS upto
+            FROM (
+                SELECT m.slot, m.xid, m.base, m.base + m.n AS hi,
+                       CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
+                FROM {schema}.messages m
+                WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
+                  AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+                               FROM pg_snapshot_xip(pg_current_snapshot()) x
+                               WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
+                ORDER BY m.xid, m.base
+                LIMIT max_rows
+            ) r
+        ) s
+        WHERE s.upto - (s.hi - s.lo) < budget;
+        EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
+        max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
+    END LOOP;
+
+    IF xids IS NULL AND EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid) THEN
         max_rows := least(budget, 4);
-        -- A claim usually needs a row or two, but as many as messages when each was published alone: ask for few, then
-        -- for as many as the ones seen suggest.
         LOOP
             WITH snapshot AS MATERIALIZED (
                 SELECT pg_current_snapshot() AS s
@@ -34,8 +58,6 @@ BEGIN
             ), gaps AS MATERIALIZED (
                 SELECT coalesce(lag(b.xid) OVER (ORDER BY b.xid), cursor_xid - 1) AS after, b.xid AS before
                 FROM (SELECT xid FROM open UNION ALL SELECT pg_snapshot_xmax(s)::text::bigint FROM snapshot) b
-                ORDER BY b.xid
-                LIMIT CASE max_gaps WHEN 1 THEN 1 END  -- protection: stop before open
             )
             SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
                    max(s.upto), (SELECT array_agg(xid ORDER BY xid) FROM open)
@@ -49,8 +71,11 @@ BEGIN
                     CROSS JOIN LATERAL (
                         SELECT m.slot, m.xid, m.base, m.n
                         FROM {schema}.messages m
-                        WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
-                          AND m.xid > g.after AND m.xid < g.before
+                        -- One row comparison: beside another condition on xid the index would begin at the cursor.
+                        WHERE m.topic_num = topic
+                          AND (m.xid, m.base) >= (greatest(g.after + 1, cursor_xid),
+                                                  CASE WHEN g.after < cursor_xid THEN cursor_base ELSE 0 END)
+                          AND m.xid < g.before
                         ORDER BY m.xid, m.base
                         LIMIT max_rows
                     ) m
@@ -63,8 +88,7 @@ BEGIN
             EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
             max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
         END LOOP;
-        EXIT WHEN xids IS NOT NULL OR open_xids IS NULL;
-    END LOOP;
+    END IF;
 
     end_xid := xids[cardinality(xids)];
     end_seq := his[cardinality(his)] - 1;

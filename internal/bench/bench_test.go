@@ -1,0 +1,160 @@
+package bench
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/fastpubsub/fastpubsub/store/storetest"
+)
+
+// newConfig is a small run of every workload.
+func newConfig(t *testing.T) (Config, *storetest.DB) {
+	t.Helper()
+	db := storetest.New(t)
+	pool, err := pgxpool.ParseConfig(db.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return Config{
+		Database: pool, Publishers: 2, Consumers: 3, Batch: 10, Subscriptions: 3, FilterShare: 0.1,
+		Duration: 100 * time.Millisecond, Messages: 2000, Rounds: 1,
+	}, db
+}
+
+func schemas(t *testing.T, db *storetest.DB) int {
+	t.Helper()
+	var n int
+	const q = `SELECT count(*) FROM pg_catalog.pg_namespace WHERE nspname LIKE 'fastpubsub_bench_%'`
+	if err := db.Pool.QueryRow(t.Context(), q).Scan(&n); err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+// TestRun does not run in parallel: it counts schemas.
+func TestRun(t *testing.T) {
+	config, db := newConfig(t)
+	config.Rounds = 2
+	config.HoldSnapshot, config.HoldWriter = true, true
+	report, err := Run(t.Context(), config)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := schemas(t, db); n != 0 {
+		t.Errorf("%d schemas are left", n)
+	}
+	if len(report.Workloads) != len(Workloads) {
+		t.Errorf("%d workloads, want %d", len(report.Workloads), len(Workloads))
+	}
+	for _, w := range report.Workloads {
+		for _, p := range append(w.Phases, report.Floors...) {
+			for _, f := range p.Figures {
+				if len(f.Rounds) != config.Rounds || f.Min > f.Median || f.Median > f.Max {
+					t.Errorf("%s: %s: odd figure %+v", p.Title, f.Name, f)
+				}
+			}
+			// On a busy machine the short sustained phase may end before a consumer gets anything; what it got later was
+			// checked.
+			if rate := p.Figures[0]; rate.Name != messagesPerSecond || rate.Min <= 0 && w.Name != "sustained" {
+				t.Errorf("%s: no messages in a round: %+v", p.Title, rate)
+			}
+		}
+	}
+
+	// A row of the log for each call: the backlog, and what warmed up.
+	calls := int64(config.Messages/config.Batch + config.Publishers*warmCalls)
+	var rows int64
+	for _, table := range report.Workloads[1].Phases[0].Tables {
+		if table.Parent == "messages" {
+			rows += table.Live
+		}
+	}
+	if rows != calls {
+		t.Errorf("drain left %d rows in the log, want %d", rows, calls)
+	}
+
+	var table bytes.Buffer
+	if err := report.WriteTable(&table); err != nil {
+		t.Error(err)
+	}
+	for _, want := range []string{"PUBLISH", "DRAIN", "SUSTAINED", "FANOUT", "FILTER", "POLL", "FLOORS", "x floor", "shared_buffers="} {
+		if !strings.Contains(table.String(), want) {
+			t.Errorf("the table lacks %q", want)
+		}
+	}
+	if _, err := json.Marshal(report); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestRunQueryModes(t *testing.T) {
+	for mode := range QueryModes {
+		t.Run(mode, func(t *testing.T) {
+			config, _ := newConfig(t)
+			config.QueryMode = mode
+			config.Workloads = []string{"drain"}
+			config.Messages = 200
+			if _, err := Run(t.Context(), config); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+}
+
+// cancelOn cancels when it is told of some progress.
+type cancelOn struct {
+	text   string
+	cancel context.CancelFunc
+}
+
+func (c cancelOn) Write(p []byte) (int, error) {
+	if strings.Contains(string(p), c.text) {
+		time.AfterFunc(300*time.Millisecond, c.cancel)
+	}
+	return len(p), nil
+}
+
+func TestRunCancelled(t *testing.T) {
+	config, db := newConfig(t)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	config.Workloads = []string{"sustained"}
+	config.Duration = time.Hour
+	config.HoldWriter = true
+	config.Progress = cancelOn{": floor", cancel}
+	if _, err := Run(ctx, config); !errors.Is(err, context.Canceled) {
+		t.Errorf("error is %v, want %v", err, context.Canceled)
+	}
+	if n := schemas(t, db); n != 0 {
+		t.Errorf("%d schemas are left", n)
+	}
+}
+
+func TestConfigRefused(t *testing.T) {
+	t.Parallel()
+	for _, test := range []struct {
+		change func(*Config)
+		want   string
+	}{
+		{func(c *Config) { c.Database = nil }, "database"},
+		{func(c *Config) { c.Workloads = []string{"nothing"} }, "workload"},
+		{func(c *Config) { c.PayloadBytes = 50 }, "payload bytes must be 112 to 1000000, not 50"},
+		{func(c *Config) { c.Batch = 1001 }, "batch"},
+		{func(c *Config) { c.FilterShare = 2 }, "filter share"},
+		{func(c *Config) { c.Batch, c.PayloadBytes = 1000, 1_000_000 }, "payload bytes of a call"},
+		{func(c *Config) { c.QueryMode = "none" }, "query mode"},
+	} {
+		config := Config{Database: new(pgxpool.Config)}
+		test.change(&config)
+		if err := config.complete(); err == nil || !strings.Contains(err.Error(), test.want) {
+			t.Errorf("error is %v, want one about %q", err, test.want)
+		}
+	}
+}

@@ -1,0 +1,73 @@
+package bench
+
+// A planned workload is the phases that it consists of.
+type planned struct {
+	workload string
+	phases   []plannedPhase
+}
+
+type plannedPhase struct {
+	phase
+	floor  phase // nil for none
+	versus phase // another phase that its rate is compared with; nil for none
+}
+
+// plan says what to run. Phases of one title are one: they are run once a round, for all workloads that have them.
+func (c *Config) plan() []planned {
+	publishFloor := &floorPhase{workers: c.Publishers, batch: c.Batch}
+	consumeFloor := &floorPhase{workers: c.Consumers, batch: c.Batch}
+	publishOne := &publishPhase{subscriptions: 1}
+	var plan []planned
+	for _, workload := range c.Workloads {
+		w := planned{workload: workload}
+		switch workload {
+		case "publish":
+			w.phases = []plannedPhase{{phase: publishOne, floor: publishFloor}}
+		case "drain":
+			w.phases = []plannedPhase{{
+				phase: &drainPhase{backlog: c.Messages, publishBatch: c.PublishBatch, subscriptions: 1},
+				floor: consumeFloor,
+			}}
+		case "sustained":
+			w.phases = []plannedPhase{{phase: &sustainedPhase{}, floor: publishFloor}}
+		case "fanout":
+			w.phases = []plannedPhase{
+				{phase: publishOne, floor: publishFloor},
+				{phase: &publishPhase{subscriptions: c.Subscriptions}, floor: publishFloor, versus: publishOne},
+				{
+					phase: &drainPhase{backlog: max(c.Messages/c.Subscriptions, 1), publishBatch: c.PublishBatch, subscriptions: c.Subscriptions},
+					floor: consumeFloor,
+				},
+			}
+		case "filter":
+			w.phases = []plannedPhase{{
+				phase: &drainPhase{backlog: c.Messages, publishBatch: c.PublishBatch, subscriptions: 1, share: c.FilterShare},
+				floor: consumeFloor,
+			}}
+		case "poll":
+			w.phases = []plannedPhase{{phase: &pollPhase{}}}
+		}
+		plan = append(plan, w)
+	}
+	return plan
+}
+
+// distinct lists the phases of a plan, floors right before who is compared with them.
+func distinct(plan []planned) []phase {
+	var all []phase
+	seen := make(map[string]bool)
+	add := func(p phase) {
+		if p != nil && !seen[p.title()] {
+			seen[p.title()] = true
+			all = append(all, p)
+		}
+	}
+	for _, w := range plan {
+		for _, p := range w.phases {
+			add(p.floor)
+			add(p.versus)
+			add(p.phase)
+		}
+	}
+	return all
+}

@@ -1,0 +1,167 @@
+package bench
+
+import (
+	"cmp"
+	"context"
+	"slices"
+	"sort"
+	"time"
+
+	"github.com/fastpubsub/fastpubsub"
+)
+
+// sustainedPhase is publishers and consumers at the same time.
+type sustainedPhase struct {
+	supply    []*batches
+	consumers consumers
+}
+
+func (p *sustainedPhase) title() string { return "sustained" }
+
+func (p *sustainedPhase) engine() bool { return true }
+
+func (p *sustainedPhase) prepare(ctx context.Context, e *env) error {
+	if err := e.createTopics(ctx, 1, fastpubsub.Filter{}); err != nil {
+		return err
+	}
+	p.supply = e.supplies(e.config.Publishers, e.config.Batch)
+	p.consumers = make(consumers, e.config.Consumers)
+	for i := range p.consumers {
+		p.consumers[i] = newConsumer(e, i, subscription(0))
+	}
+	return e.warmUp(ctx)
+}
+
+// A publisher notes what it published, and when the call returned: then it is committed.
+type publisher struct {
+	latency   latencies
+	committed []stretch
+	rate      quarters
+}
+
+// longestWait bounds how long a consumer waits for messages at a time.
+const longestWait = time.Second
+
+func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
+	c := &e.config
+	publishers := make([]publisher, c.Publishers)
+	consumed := make([]quarters, c.Consumers)
+	start := time.Now()
+	err := workers(ctx, c.Publishers+c.Consumers, func(ctx context.Context, i int) error {
+		if i < c.Publishers {
+			publishers[i].latency = newLatencies()
+			return p.publish(ctx, e, start, i, &publishers[i])
+		}
+		i -= c.Publishers
+		for {
+			left := c.Duration - time.Since(start)
+			if left <= 0 {
+				return nil
+			}
+			n, err := p.consumers[i].call(ctx, min(left, longestWait))
+			if err != nil {
+				return err
+			}
+			consumed[i].add(time.Since(start), c.Duration, int64(n))
+		}
+	})
+	if err != nil {
+		return tally{}, err
+	}
+
+	t := p.consumers.tally(start)
+	t.elapsed = time.Since(start)
+	latency, age := newLatencies(), newLatencies()
+	var in, out quarters
+	var committed []stretch
+	for i := range publishers {
+		latency.merge(publishers[i].latency)
+		in.merge(publishers[i].rate)
+		committed = append(committed, publishers[i].committed...)
+	}
+	for i, c := range p.consumers {
+		age.merge(c.age)
+		out.merge(consumed[i])
+	}
+	published := e.next.Load()
+	t.metrics = append(t.metrics, Metric{"published", perSecond, float64(published) / t.elapsed.Seconds()})
+	t.metrics = append(t.metrics, latency.metrics("publish")...)
+	t.metrics = append(t.metrics, age.metrics("from send to consumed")...)
+	t.metrics = append(t.metrics, delivery(committed, p.consumers.records()).metrics("from commit to consumed")...)
+	t.metrics = append(t.metrics, in.metrics("published", c.Duration)...)
+	t.metrics = append(t.metrics, out.metrics("consumed", c.Duration)...)
+	t.metrics = append(t.metrics, Metric{"backlog at the end", count, float64(published - t.messages)})
+	return t, nil
+}
+
+// publish publishes until the time is over, at a rate if there is one. Then a message's sent time is the time at which
+// it was due, so that a server which keeps its publishers waiting does not look fast.
+func (p *sustainedPhase) publish(ctx context.Context, e *env, start time.Time, i int, pub *publisher) error {
+	c := &e.config
+	var interval time.Duration
+	if c.Rate > 0 {
+		interval = time.Duration(float64(c.Batch*c.Publishers) / float64(c.Rate) * float64(time.Second))
+	}
+	due := start.Add(interval * time.Duration(i) / time.Duration(c.Publishers)) // not all at once
+	for {
+		if wait := time.Until(due); interval > 0 && wait > 0 {
+			if err := pause(ctx, time.After(min(wait, c.Duration))); err != nil {
+				return err
+			}
+		}
+		now := time.Now()
+		if now.Sub(start) >= c.Duration {
+			return nil
+		}
+		if interval == 0 {
+			due = now
+		}
+		first := e.next.Add(int64(c.Batch)) - int64(c.Batch)
+		if _, err := e.broker.Publish(ctx, topic, p.supply[i].take(first, c.Batch, 0, due.UnixNano())...); err != nil {
+			return err
+		}
+		end := time.Now()
+		pub.latency.record(end.Sub(now), 1)
+		pub.committed = append(pub.committed, stretch{first, first + int64(c.Batch), end.UnixNano()})
+		pub.rate.add(end.Sub(start), c.Duration, int64(c.Batch))
+		due = due.Add(interval)
+	}
+}
+
+// delivery counts how long after their publisher knew of the commit messages were consumed; some are consumed before.
+func delivery(committed []stretch, records []*record) latencies {
+	l := newLatencies()
+	slices.SortFunc(committed, func(a, b stretch) int { return cmp.Compare(a.lo, b.lo) })
+	for _, r := range records {
+		for _, s := range r.stretches {
+			i := sort.Search(len(committed), func(i int) bool { return committed[i].hi > s.lo })
+			for lo := s.lo; lo < s.hi && i < len(committed); i++ {
+				hi := min(s.hi, committed[i].hi)
+				l.record(time.Duration(s.at-committed[i].at), hi-lo)
+				lo = hi
+			}
+		}
+	}
+	return l
+}
+
+// check consumes what was left and compares.
+func (p *sustainedPhase) check(ctx context.Context, e *env) error {
+	published := e.next.Load()
+	err := workers(ctx, len(p.consumers), func(ctx context.Context, i int) error {
+		for empty := 0; empty < 2; {
+			n, err := p.consumers[i].call(ctx, 0)
+			if err != nil {
+				return err
+			}
+			if n == 0 {
+				empty++
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	return verify(p.consumers.records(), published, everyNumber)
+}
