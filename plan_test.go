@@ -1,0 +1,112 @@
+package fastpubsub_test
+
+import (
+	"encoding/json"
+	"fmt"
+	"testing"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/store/storetest"
+)
+
+// TestPlans lets a session make its plans while the tables are empty, which is when plans are at their worst, fills the
+// tables, vacuums some, and then looks at how much the same session reads for each operation. That must not grow with the
+// tables: a plan that reads a subscription's leases, or sorts its backlog, reads hundreds of times as much.
+func TestPlans(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		reason string
+		filter string
+		spoil  string // what happens to statistics
+	}{
+		{"never analyzed", noFilter, `SELECT 1`},
+		{"analyzed when full", noFilter, `ANALYZE`},
+		{"vacuumed partitions", noFilter, `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors`},
+		{"with a filter", `{"keep":[true]}`, `SELECT 1`},
+	} {
+		t.Run(tt.reason, func(t *testing.T) {
+			t.Parallel()
+			b, db := newBroker(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", tt.filter)
+			conn, err := pgx.Connect(t.Context(), db.URL)
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer conn.Close(t.Context())
+			msg := fastpubsub.NewMessage{Payload: []byte(`{"keep":true}`)}
+			measure := func() map[string]int {
+				publish(t, b, "t", msg)
+				buffers := map[string]int{}
+				explain := func(name, sql string, args ...any) {
+					buffers[name] = buffersRead(t, db, conn, sql, args...)
+				}
+				explain("publish", `SELECT {schema}.publish('t', ARRAY['{"keep":true}'], NULL)`)
+				explain("claim", `SELECT {schema}.claim('s', 'test', 10, NULL, false)`)
+				explain("claimed", `SELECT * FROM {schema}.claimed()`)
+				var xid, seq int64
+				err := conn.QueryRow(t.Context(), db.SQL(`SELECT last_xid, last_seq FROM {schema}.leases ORDER BY first_xid DESC, first_seq DESC LIMIT 1`)).Scan(&xid, &seq)
+				if err != nil {
+					t.Fatal(err)
+				}
+				explain("ack", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
+				explain("ack again", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
+				return buffers
+			}
+			for range 3 { // the first reads the catalogs
+				measure()
+			}
+			before := measure()
+
+			for range 20 {
+				publish(t, b, "t", fill(500, msg)...)
+			}
+			for range 1000 {
+				consume(t, b, "s", 7)
+			}
+			drain(t, b, "s", 1000)
+			exec(t, db, `INSERT INTO {schema}.topics (id) SELECT 'other' || i FROM generate_series(1, 3000) i`)
+			exec(t, db, tt.spoil)
+			for range 3 {
+				measure()
+			}
+			after := measure()
+			t.Logf("buffers before %v, after %v", before, after)
+			for name, n := range after {
+				if limit := 2*before[name] + 40; n > limit {
+					t.Errorf("%s reads %d buffers, %d when the tables were empty", name, n, before[name])
+				}
+			}
+		})
+	}
+}
+
+func fill(n int, msg fastpubsub.NewMessage) []fastpubsub.NewMessage {
+	msgs := make([]fastpubsub.NewMessage, n)
+	for i := range msgs {
+		msgs[i] = msg
+	}
+	return msgs
+}
+
+// buffersRead runs a statement and returns how many buffers it touched, inside functions too.
+func buffersRead(t testing.TB, db *storetest.DB, conn *pgx.Conn, sql string, args ...any) int {
+	t.Helper()
+	var text string
+	err := conn.QueryRow(t.Context(), `EXPLAIN (ANALYZE, BUFFERS, TIMING OFF, FORMAT JSON) `+db.SQL(sql), args...).Scan(&text)
+	if err != nil {
+		t.Fatal(fmt.Errorf("%s: %w", sql, err))
+	}
+	var plans []struct {
+		Plan struct {
+			Hit  int `json:"Shared Hit Blocks"`
+			Read int `json:"Shared Read Blocks"`
+		}
+	}
+	if err := json.Unmarshal([]byte(text), &plans); err != nil {
+		t.Fatal(err)
+	}
+	return plans[0].Plan.Hit + plans[0].Plan.Read
+}
