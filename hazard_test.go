@@ -451,6 +451,27 @@ var hazards = []hazard{
 		},
 	},
 	{
+		name: "a filter that matches nothing",
+		protections: []protection{{"claim", "            new_xid := taken.end_xid;\n            new_seq := taken.end_seq;",
+			"IF cardinality(taken.xids) > 0 THEN new_xid := taken.end_xid; new_seq := taken.end_seq; END IF;"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", `{"n":["none"]}`)
+			for range 3 {
+				publish(t, b, "t", numbered(0, 4000)...)
+			}
+			if err := wantDelivered(t, b, "s", 10); err != nil {
+				return err
+			}
+			behind := query[int](t, db, `SELECT count(*) FROM {schema}.messages
+				WHERE (xid, base) > (SELECT xid, seq FROM {schema}.cursors ORDER BY gen DESC LIMIT 1)`)
+			if behind > 0 {
+				return fmt.Errorf("%d record batches will be looked at again", behind)
+			}
+			return nil
+		},
+	},
+	{
 		name:        "payloads so large that a filter takes long to look at them",
 		protections: []protection{{"filter_ranges", "EXIT WHEN clock_timestamp() > until;", "NULL;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
