@@ -55,7 +55,6 @@ type model struct {
 	topic, prefix string
 	txs           []*modelTx
 	subs          map[string]*modelSub
-	subsMade      int
 	published     int
 }
 

@@ -1,0 +1,37 @@
+# What can be done in a clone. Needs Go 1.26; dev, test and bench also PostgreSQL's server binaries, or see the README.
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+.PHONY: build
+build: ## Build ./fastpubsub
+	CGO_ENABLED=0 go build -o fastpubsub ./cmd/fastpubsub
+
+.PHONY: test
+test: ## Run the tests
+	go test ./...
+
+.PHONY: lint
+lint: ## Run gofmt, go vet and staticcheck
+	.ci/run lint
+
+.PHONY: ci
+ci: ## Run all that a change must pass
+	.ci/run
+
+.PHONY: dev
+dev: build ## Run PostgreSQL and the server, with nothing set up
+	./fastpubsub dev
+
+.PHONY: run-db-migrate
+run-db-migrate: build ## Create or upgrade the tables in FASTPUBSUB_DATABASE_URL
+	./fastpubsub db-migrate
+
+.PHONY: run-server
+run-server: build ## Run the server on FASTPUBSUB_DATABASE_URL
+	./fastpubsub server
+
+.PHONY: bench
+bench: build ## Measure publishing and consuming beside plain inserts
+	./fastpubsub bench
