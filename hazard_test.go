@@ -375,7 +375,7 @@ var hazards = []hazard{
 			before := publish(t, b, "t", numbered(0, 2)...)
 			// Publish refuses such a thing; this is the engine's second line.
 			var xid, base int64
-			err := db.Pool.QueryRow(t.Context(), db.SQL(`SELECT xid, bases[1] FROM {schema}.publish('t', $1, NULL)`),
+			err := db.Pool.QueryRow(t.Context(), db.SQL(`SELECT r[1], r[3] FROM {schema}.publish('t', $1, NULL) r`),
 				[]string{`{"n":0}`, `{"n":"\u0000"}`, `no JSON`}).Scan(&xid, &base)
 			if err != nil {
 				return err

@@ -20,23 +20,19 @@ type Published struct {
 	PerBatch int
 }
 
-const publish = `SELECT xid, bases, per_batch FROM {schema}.publish($1, $2, $3::text[]::jsonb[])`
+const publish = `SELECT {schema}.publish($1, $2, $3::text[]::jsonb[])`
 
 // Publish appends messages to a topic's log. Payloads are JSON objects, checked; attributes is nil, or has the JSON of
 // one object, or nil, for each payload. It returns ErrNotFound if there is no such topic.
 func (s *Store) Publish(ctx context.Context, db DBTX, topicID string, payloads []string, attributes []*string) (Published, error) {
-	var xid *int64
-	var perBatch *int
-	var p Published
-	err := db.QueryRow(ctx, s.publish, topicID, payloads, attributes).Scan(&xid, &p.Bases, &perBatch)
-	if err != nil {
+	var r []int64
+	if err := db.QueryRow(ctx, s.publish, topicID, payloads, attributes).Scan(&r); err != nil {
 		return Published{}, translate(err)
 	}
-	if xid == nil {
+	if r == nil {
 		return Published{}, ErrNotFound
 	}
-	p.Xid, p.PerBatch = *xid, *perBatch
-	return p, nil
+	return Published{Xid: r[0], PerBatch: int(r[1]), Bases: r[2:]}, nil
 }
 
 // A Claim asks for messages of a subscription.

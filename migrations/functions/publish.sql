@@ -4,12 +4,10 @@
 -- payloads are JSON objects as text, which the caller has checked (publish_jsonb takes jsonb instead). attributes is
 -- NULL or has one element, or NULL, for each payload.
 --
--- It returns where the messages are: message i, counted from 0, has the position (xid, bases[i / per_batch] + i %
--- per_batch). xid is NULL when there is no such topic. A large publish becomes several record batches, so that taking
--- ten messages never unpacks ten thousand.
-CREATE OR REPLACE FUNCTION {schema}.publish(
-    topic_id text, payloads text[], attributes jsonb[],
-    OUT xid bigint, OUT bases bigint[], OUT per_batch int)
+-- It returns where the messages are: their transaction, how many there are to a record batch, and the base of each record
+-- batch. Message i, counted from 0, has the position (r[1], r[3 + i / r[2]] + i % r[2]). NULL means that there is no such
+-- topic. A large publish becomes several record batches, so that taking ten messages never unpacks ten thousand.
+CREATE OR REPLACE FUNCTION {schema}.publish(topic_id text, payloads text[], attributes jsonb[]) RETURNS bigint[]
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -19,9 +17,9 @@ DECLARE
     max_messages CONSTANT int := 512;    -- in a record batch
     max_bytes    CONSTANT int := 65536;  -- in a record batch, before compression
     total        int := cardinality(payloads);
-    topic        int;
-    slot         smallint;
-    base         bigint;
+    per_batch    int := total;
+    written      bigint[];
+    positions    bigint[];
 BEGIN
     IF total IS NULL OR total = 0 THEN
         RAISE EXCEPTION 'nothing to publish' USING ERRCODE = 'invalid_parameter_value';
@@ -35,33 +33,29 @@ BEGIN
         RAISE EXCEPTION 'attributes has % elements, payloads has %', cardinality(attributes), total
             USING ERRCODE = 'array_subscript_error';
     END IF;
-    SELECT t.num INTO topic FROM {schema}.topics t WHERE t.id = topic_id;
-    IF NOT FOUND THEN
-        RETURN;
-    END IF;
-
     -- A commit that a crash forgets would give its transaction id, and with it message ids, to somebody else.
     IF current_setting('synchronous_commit') = 'off' THEN  -- protection: durable ids
         PERFORM set_config('synchronous_commit', 'local', true);
     END IF;
 
-    xid := pg_current_xact_id()::text::bigint;
-    slot := (SELECT last_value FROM {schema}.message_slot) & 3;
-    per_batch := ceil(total / greatest(
-        ceil(total / max_messages::float8), ceil(pg_column_size(payloads) / max_bytes::float8)));
-    per_batch := greatest(per_batch, 1);
-    IF per_batch = total THEN
-        base := nextval('{schema}.message_base') << 16;
-        bases := ARRAY[base];
-        INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads, attributes)
-        VALUES (xid, base, clock_timestamp(), topic, total, slot, payloads, attributes);
-        RETURN;
+    IF total > max_messages OR pg_column_size(payloads) > max_bytes THEN
+        per_batch := greatest(1, ceil(total / greatest(
+            ceil(total / max_messages::float8), ceil(pg_column_size(payloads) / max_bytes::float8))));
     END IF;
     FOR start IN 1..total BY per_batch LOOP
-        base := nextval('{schema}.message_base') << 16;
-        bases := bases || base;
         INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads, attributes)
-        VALUES (xid, base, clock_timestamp(), topic, least(per_batch, total - start + 1), slot,
-                payloads[start:start + per_batch - 1], attributes[start:start + per_batch - 1]);
+        SELECT pg_current_xact_id()::text::bigint, nextval('{schema}.message_base') << 16, clock_timestamp(), t.num,
+               least(per_batch, total - start + 1), s.last_value & 3,
+               CASE WHEN per_batch = total THEN publish.payloads ELSE publish.payloads[start:start + per_batch - 1] END,
+               CASE WHEN per_batch = total THEN publish.attributes ELSE publish.attributes[start:start + per_batch - 1] END
+        FROM {schema}.topics t, {schema}.message_slot s
+        WHERE t.id = topic_id
+        RETURNING CASE WHEN start = 1 THEN ARRAY[messages.xid, per_batch, messages.base] ELSE ARRAY[messages.base] END
+        INTO written;
+        IF NOT FOUND THEN
+            RETURN NULL;
+        END IF;
+        positions := positions || written;
     END LOOP;
+    RETURN positions;
 END $$;

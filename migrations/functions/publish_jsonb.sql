@@ -7,7 +7,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    r record;
+    r bigint[];
 BEGIN
     IF EXISTS (SELECT FROM unnest(payloads) p WHERE jsonb_typeof(p) IS DISTINCT FROM 'object') THEN
         RAISE EXCEPTION 'a payload is a JSON object' USING ERRCODE = 'invalid_parameter_value';
@@ -16,10 +16,10 @@ BEGIN
                WHERE jsonb_typeof(a) <> 'object' OR a @? '$.* ? (@.type() <> "string")') THEN
         RAISE EXCEPTION 'attributes are JSON objects of strings' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    SELECT * INTO r FROM {schema}.publish(topic_id, payloads::text[], attributes);
-    IF r.xid IS NULL THEN
+    r := {schema}.publish(topic_id, payloads::text[], attributes);
+    IF r IS NULL THEN
         RETURN NULL;
     END IF;
-    RETURN (SELECT array_agg({schema}.message_id(r.xid, r.bases[i / r.per_batch + 1] + i % r.per_batch) ORDER BY i)
+    RETURN (SELECT array_agg({schema}.message_id(r[1], r[3 + i / r[2]] + i % r[2]) ORDER BY i)
             FROM generate_series(0, cardinality(payloads) - 1) i);
 END $$;
