@@ -37,10 +37,10 @@ BEGIN
     -- One row at a time, each by its whole key: a join would be planned by how large the table was when the session first
     -- acked, and may then read every lease of the subscription.
     FOR i IN 1..cardinality(keys.slots) LOOP  -- protection: lock order
-        UPDATE {schema}.leases l
-        SET remaining = l.remaining - wanted, acked = l.acked + {schema}.multirange_size(l.remaining * wanted)
+        UPDATE {schema}.leases l SET remaining = l.remaining - wanted, acked = l.acked + held.n
         FROM (
-            SELECT l.remaining FROM {schema}.leases l
+            SELECT (SELECT sum(upper(r) - lower(r)) FROM unnest(l.remaining * wanted) r) AS n
+            FROM {schema}.leases l
             WHERE l.sub = sub_num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
               AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i]
               AND l.remaining && wanted
@@ -48,7 +48,7 @@ BEGIN
         ) held
         WHERE l.sub = sub_num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
           AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i]
-        RETURNING {schema}.multirange_size(held.remaining * wanted) INTO n;
+        RETURNING held.n INTO n;
         IF FOUND THEN
             acked := acked + n;
         END IF;

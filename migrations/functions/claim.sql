@@ -21,8 +21,6 @@ SET enable_seqscan = off
 SET enable_bitmapscan = off
 SET enable_incremental_sort = off
 SET enable_sort = off
-SET enable_hashjoin = off
-SET enable_mergejoin = off
 SET jit = off
 SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '1s'
@@ -31,6 +29,7 @@ DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
     class     CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
     sub_num   int;
+    current_slot smallint;
     state     record;
     deadline  timestamptz;
     wanted    int := max_messages;
@@ -71,15 +70,29 @@ BEGIN
             RETURN 'busy';
         END;
     END IF;
+    -- The slot is read under the lock, so cursor rows fill the slots in order, and the newest of the current slot is the
+    -- newest of all. Where it has none yet, the others are looked at too; opening them all takes longer than this.
+    current_slot := (SELECT last_value FROM {schema}.lease_slot) & 3;
     SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
     INTO state
     FROM {schema}.subscriptions s
     CROSS JOIN LATERAL (
         SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
-        FROM {schema}.cursors c WHERE c.sub = s.num
+        FROM {schema}.cursors c WHERE c.sub = s.num AND c.slot = current_slot
         ORDER BY c.gen DESC LIMIT 1
     ) c
     WHERE s.num = sub_num;
+    IF NOT FOUND THEN
+        SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+        INTO state
+        FROM {schema}.subscriptions s
+        CROSS JOIN LATERAL (
+            SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+            FROM {schema}.cursors c WHERE c.sub = s.num
+            ORDER BY c.gen DESC LIMIT 1
+        ) c
+        WHERE s.num = sub_num;
+    END IF;
     IF NOT FOUND THEN  -- deleted while we waited
         RETURN 'no_subscription';
     END IF;
@@ -146,7 +159,8 @@ BEGIN
                 late_seqs := late_seqs || array_fill(-1::bigint, ARRAY[cardinality(late_xids) - cardinality(late_seqs)]);
             END IF;
             IF cardinality(taken.xids) > 0 THEN
-                PERFORM {schema}.grant_leases(sub_num, 0::smallint, consumer, deadline, single, taken.xids, taken.los, taken.his);
+                PERFORM {schema}.grant_leases(sub_num, 0::smallint, current_slot, consumer, deadline, single,
+                                              taken.xids, taken.los, taken.his);
                 slots := slots || taken.slots;
                 xids := xids || taken.xids;
                 los := los || taken.los;
@@ -157,13 +171,12 @@ BEGIN
 
     -- Only now, behind the last scan: a lease gives this transaction an id, which none of its own snapshots lists.
     IF late_stretches > 0 THEN
-        PERFORM {schema}.grant_leases(sub_num, 1::smallint, consumer, deadline, single,
+        PERFORM {schema}.grant_leases(sub_num, 1::smallint, current_slot, consumer, deadline, single,
                                       xids[:late_stretches], los[:late_stretches], his[:late_stretches]);
     END IF;
     IF changed THEN
         INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
-        VALUES (state.gen + 1, new_xid, new_seq, sub_num, (SELECT last_value FROM {schema}.lease_slot) & 3,
-                late_xids, late_seqs);
+        VALUES (state.gen + 1, new_xid, new_seq, sub_num, current_slot, late_xids, late_seqs);
     END IF;
     IF cardinality(xids) > 0 THEN
         PERFORM set_config('fastpubsub.claim',

@@ -4,20 +4,19 @@
 --
 -- 64 keeps the row, which every ack writes again, near a kilobyte.
 CREATE OR REPLACE FUNCTION {schema}.grant_leases(
-    sub int, kind smallint, consumer text, deadline timestamptz, single boolean,
+    sub int, kind smallint, slot smallint, consumer text, deadline timestamptz, single boolean,
     xids bigint[], los bigint[], his bigint[])
 RETURNS void
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    total        int := cardinality(xids);
-    current_slot smallint := (SELECT last_value FROM {schema}.lease_slot) & 3;
+    total int := cardinality(xids);
 BEGIN
     IF NOT single AND (kind = 0 OR xids[1] = xids[total]) THEN
         FOR i IN 1..total BY 64 LOOP
             INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
             VALUES (xids[i], los[i], xids[least(i + 63, total)], his[least(i + 63, total)] - 1, deadline, sub, kind,
-                    current_slot, consumer,
+                    slot, consumer,
                     (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los[i:i + 63], his[i:i + 63]) r(lo, hi)));
         END LOOP;
         RETURN;
@@ -25,7 +24,7 @@ BEGIN
     INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
     SELECT (array_agg(p.xid ORDER BY p.i))[1], (array_agg(p.lo ORDER BY p.i))[1],
            (array_agg(p.xid ORDER BY p.i DESC))[1], (array_agg(p.hi ORDER BY p.i DESC))[1] - 1,
-           deadline, sub, kind, current_slot, consumer,
+           deadline, sub, kind, slot, consumer,
            range_agg(int8range(p.lo, p.hi))
     FROM (
         SELECT o.xid, o.lo, o.hi, row_number() OVER (PARTITION BY o.part ORDER BY o.xid, o.lo) - 1 AS i, o.part
