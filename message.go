@@ -107,15 +107,18 @@ func JSON(v any) NewMessage {
 	return NewMessage{Payload: payload, err: err}
 }
 
-// Publish publishes messages to a topic in a transaction of its own, all or none, and returns their ids in the same
-// order. Afterwards they are durable, and every subscription of the topic gets them; no order between concurrent calls is
-// promised. It takes 1 to 10,000 messages of 64 MiB in all.
+// Publish publishes messages to a topic, all or none, and returns their ids in the same order. Afterwards they are
+// durable, and every subscription of the topic gets them; no order between concurrent calls is promised. It takes 1 to
+// 10,000 messages of 64 MiB in all.
+//
+// Small calls that come while others for the same topic are on their way share a statement and its commit. A call waits
+// for that no longer than the others take, at most 50 ms, and a lone one not at all.
 //
 // When ctx is cancelled, or the connection breaks, the messages may have been published all the same.
 //
 // It returns ErrNotFound if there is no such topic and an InvalidError that names each message which was refused.
 func (b *Broker) Publish(ctx context.Context, topicID string, msgs ...NewMessage) ([]ID, error) {
-	return b.publish(ctx, b.pool, topicID, msgs)
+	return b.publish(ctx, b.pool, topicID, msgs, b.group.publish)
 }
 
 // PublishTx is Publish in the caller's transaction, of any isolation level: the messages are published when it commits,
@@ -124,10 +127,14 @@ func (b *Broker) Publish(ctx context.Context, topicID string, msgs ...NewMessage
 //
 // Neither an InvalidError nor ErrNotFound ends the transaction.
 func (b *Broker) PublishTx(ctx context.Context, tx pgx.Tx, topicID string, msgs ...NewMessage) ([]ID, error) {
-	return b.publish(ctx, tx, topicID, msgs)
+	return b.publish(ctx, tx, topicID, msgs, func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
+		return b.send(ctx, tx, topicID, payloads, attributes)
+	})
 }
 
-func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msgs []NewMessage) ([]ID, error) {
+type sendFunc func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error)
+
+func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msgs []NewMessage, send sendFunc) ([]ID, error) {
 	payloads, attributes, err := encode(msgs)
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
@@ -135,11 +142,20 @@ func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msg
 	if err := b.ready(ctx, db); err != nil {
 		return nil, err
 	}
-	p, err := b.store.Publish(ctx, db, topicID, payloads, attributes)
+	ids, err := send(ctx, topicID, payloads, attributes)
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
 	}
-	ids := make([]ID, len(msgs))
+	return ids, nil
+}
+
+// send writes messages to the log and returns their ids.
+func (b *Broker) send(ctx context.Context, db store.DBTX, topicID string, payloads []string, attributes []*string) ([]ID, error) {
+	p, err := b.store.Publish(ctx, db, topicID, payloads, attributes)
+	if err != nil {
+		return nil, err
+	}
+	ids := make([]ID, len(payloads))
 	for i := range ids {
 		ids[i] = newID(p.Xid, p.Bases[i/p.PerBatch]+int64(i%p.PerBatch))
 	}

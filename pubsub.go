@@ -17,7 +17,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"log/slog"
 	"regexp"
 	"strings"
 	"sync/atomic"
@@ -92,9 +91,6 @@ type Config struct {
 	// SubscriptionDefaults are for what a new subscription leaves out. Their own defaults: 5 attempts, backoff from 5
 	// to 300 seconds, an ack deadline of 60 seconds.
 	SubscriptionDefaults SubscriptionSettings
-
-	// Logger is for what no caller is told. Default slog.Default().
-	Logger *slog.Logger
 }
 
 // DefaultSchema is where the tables are when nothing else is said.
@@ -102,13 +98,13 @@ const DefaultSchema = "fastpubsub"
 
 var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
-// A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use, starts nothing, and needs
-// no Close.
+// A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use, starts nothing that
+// outlives its calls, and needs no Close.
 type Broker struct {
 	pool     *pgxpool.Pool
 	store    *store.Store
 	defaults SubscriptionSettings
-	logger   *slog.Logger
+	group    *group
 	checked  atomic.Bool // the schema's version, once it was found good
 }
 
@@ -137,10 +133,11 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	if err := p.err(); err != nil {
 		return nil, fmt.Errorf("fastpubsub config: %w", err)
 	}
-	if config.Logger == nil {
-		config.Logger = slog.Default()
-	}
-	return &Broker{pool: pool, store: store.New(config.Schema), defaults: defaults, logger: config.Logger}, nil
+	b := &Broker{pool: pool, store: store.New(config.Schema), defaults: defaults}
+	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
+		return b.send(ctx, pool, topicID, payloads, attributes)
+	})
+	return b, nil
 }
 
 // Check asks the database whether it can be reached and whether its schema suits this code. The other methods ask for

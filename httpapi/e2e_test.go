@@ -25,7 +25,7 @@ type client struct {
 
 func serve(t *testing.T, db *storetest.DB) client {
 	t.Helper()
-	b, err := fastpubsub.New(db.Pool, fastpubsub.Config{Schema: db.Schema, Logger: silent})
+	b, err := fastpubsub.New(db.Pool, fastpubsub.Config{Schema: db.Schema})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -65,7 +65,6 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	broker, err := fastpubsub.New(pool, fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
-		Logger:               logger,
 	})
 	if err != nil {
 		return err

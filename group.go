@@ -1,0 +1,171 @@
+package fastpubsub
+
+import (
+	"context"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+)
+
+// Limits of group commit.
+const (
+	groupRunning  = 1                     // statements on their way for a topic, before others gather
+	groupMessages = 256                   // in a statement that was gathered; a call that is part of it has a quarter
+	groupBytes    = 32 << 10              // of payload, likewise
+	groupWait     = 50 * time.Millisecond // until a call that waits goes alone
+)
+
+// A group gathers small calls of Publish that come at the same time, for one topic, into one statement and one commit.
+// A call that finds fewer than groupRunning statements on their way goes at once, with its own context. Others wait until
+// one of those is done; then all that wait go together. If that takes long, because a connection is stuck, each goes
+// alone. Every call has been checked before, so that none can fail because of another one's messages.
+//
+// No goroutine outlives the calls: one runs while a gathered statement does.
+type group struct {
+	send sendFunc
+
+	mu      sync.Mutex // protects the rest
+	running map[string]int
+	waiting map[string][]*groupCall
+}
+
+type groupCall struct {
+	ctx        context.Context
+	payloads   []string
+	attributes []*string
+	bytes      int
+	done       chan struct{} // closed when ids and err are set
+	ids        []ID
+	err        error
+}
+
+func newGroup(send sendFunc) *group {
+	return &group{send: send, running: map[string]int{}, waiting: map[string][]*groupCall{}}
+}
+
+func (g *group) publish(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
+	c := &groupCall{ctx: ctx, payloads: payloads, attributes: attributes, done: make(chan struct{})}
+	for _, p := range payloads {
+		c.bytes += len(p)
+	}
+	if len(payloads) > groupMessages/4 || c.bytes > groupBytes/4 {
+		return g.send(ctx, topicID, payloads, attributes)
+	}
+
+	g.mu.Lock()
+	if g.running[topicID] < groupRunning {
+		g.running[topicID]++
+		g.mu.Unlock()
+		defer g.next(topicID)
+		return g.send(ctx, topicID, payloads, attributes)
+	}
+	g.waiting[topicID] = append(g.waiting[topicID], c)
+	g.mu.Unlock()
+
+	timer := time.NewTimer(groupWait)
+	defer timer.Stop()
+	select {
+	case <-c.done:
+		return c.ids, c.err
+	case <-timer.C:
+		if g.leave(topicID, c) {
+			return g.send(ctx, topicID, payloads, attributes)
+		}
+	case <-ctx.Done():
+		g.leave(topicID, c)
+		return nil, ctx.Err()
+	}
+	select { // its statement is on its way
+	case <-c.done:
+		return c.ids, c.err
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// leave takes a call out of those that wait, unless it has gone already.
+func (g *group) leave(topicID string, c *groupCall) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	i := slices.Index(g.waiting[topicID], c)
+	if i < 0 {
+		return false
+	}
+	g.waiting[topicID] = slices.Delete(g.waiting[topicID], i, i+1)
+	return true
+}
+
+// next is called when a statement for a topic is done. It sends what has gathered meanwhile.
+func (g *group) next(topicID string) {
+	if calls := g.gather(topicID); len(calls) > 0 {
+		go func() {
+			for ; len(calls) > 0; calls = g.gather(topicID) {
+				g.sendAll(topicID, calls)
+			}
+		}()
+	}
+}
+
+// gather takes as many of the calls that wait as a statement may have. When there is none, it counts one statement less
+// that is on its way.
+func (g *group) gather(topicID string) []*groupCall {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	waiting := g.waiting[topicID]
+	n, messages, bytes := 0, 0, 0
+	for _, c := range waiting {
+		messages += len(c.payloads)
+		bytes += c.bytes
+		if messages > groupMessages || bytes > groupBytes {
+			break
+		}
+		n++
+	}
+	calls := waiting[:n:n]
+	switch {
+	case n < len(waiting):
+		g.waiting[topicID] = waiting[n:]
+	default:
+		delete(g.waiting, topicID)
+	}
+	if n == 0 {
+		if g.running[topicID]--; g.running[topicID] == 0 {
+			delete(g.running, topicID)
+		}
+	}
+	return calls
+}
+
+// sendAll sends calls in one statement, which is cancelled when all of them have been.
+func (g *group) sendAll(topicID string, calls []*groupCall) {
+	ctx, cancel := context.WithCancel(context.WithoutCancel(calls[0].ctx))
+	defer cancel()
+	var payloads []string
+	var attributes []*string
+	var left atomic.Int32
+	left.Store(int32(len(calls)))
+	for _, c := range calls {
+		stop := context.AfterFunc(c.ctx, func() {
+			if left.Add(-1) == 0 {
+				cancel()
+			}
+		})
+		defer stop()
+		if c.attributes != nil && attributes == nil {
+			attributes = make([]*string, len(payloads), len(payloads)+len(c.payloads))
+		}
+		payloads = append(payloads, c.payloads...)
+		if attributes != nil {
+			attributes = append(attributes, c.attributes...)
+			attributes = append(attributes, make([]*string, len(payloads)-len(attributes))...)
+		}
+	}
+	ids, err := g.send(ctx, topicID, payloads, attributes)
+	for _, c := range calls {
+		if c.err = err; err == nil {
+			c.ids, ids = ids[:len(c.payloads):len(c.payloads)], ids[len(c.payloads):]
+		}
+		close(c.done)
+	}
+}
