@@ -18,40 +18,55 @@ SET jit = off
 SET plan_cache_mode = force_generic_plan
 AS $$
 DECLARE
-    sub_num int;
-    keys    record;
-    wanted  int8multirange;
-    n       bigint;
-    i       int;
-    acked   bigint := 0;
+    sub_num      int;
+    current_slot smallint;
+    keys         record;
+    wanted       int8multirange;
+    old          int8multirange;
+    taken        int8multirange;
+    n            bigint;
+    acked        bigint := 0;
 BEGIN
-    SELECT s.num INTO sub_num FROM {schema}.subscriptions s WHERE s.id = sub_id;
+    SELECT s.num, q.last_value & 3 INTO sub_num, current_slot
+    FROM {schema}.subscriptions s, {schema}.lease_slot q WHERE s.id = sub_id;
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
-    keys := {schema}.find_leases(sub_num, xids, los, his);
+    keys := {schema}.find_leases(sub_num, current_slot, xids, los, his);
     IF keys.slots IS NULL THEN
         RETURN 0;
     END IF;
-    wanted := (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los, his) r(lo, hi));
+    IF cardinality(los) = 1 THEN
+        wanted := int8multirange(int8range(los[1], his[1]));
+    ELSE
+        wanted := (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los, his) r(lo, hi));
+    END IF;
     -- One row at a time, each by its whole key: a join would be planned by how large the table was when the session first
     -- acked, and may then read every lease of the subscription.
     FOR i IN 1..cardinality(keys.slots) LOOP  -- protection: lock order
-        UPDATE {schema}.leases l SET remaining = l.remaining - wanted, acked = l.acked + held.n
-        FROM (
-            SELECT (SELECT sum(upper(r) - lower(r)) FROM unnest(l.remaining * wanted) r) AS n
-            FROM {schema}.leases l
+        old := keys.remainings[i];
+        LOOP
+            taken := old * wanted;
+            EXIT WHEN isempty(taken);
+            IF taken = int8multirange(range_merge(taken)) THEN
+                n := upper(taken) - lower(taken);
+            ELSE
+                n := (SELECT sum(upper(r) - lower(r)) FROM unnest(taken) r);
+            END IF;
+            UPDATE {schema}.leases l SET remaining = old - taken, acked = l.acked + n
             WHERE l.sub = sub_num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
               AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i]
-              AND l.remaining && wanted
-            FOR NO KEY UPDATE  -- protection: acked once
-        ) held
-        WHERE l.sub = sub_num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
-          AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i]
-        RETURNING held.n INTO n;
-        IF FOUND THEN
-            acked := acked + n;
-        END IF;
+              AND l.remaining = old;  -- protection: acked once
+            IF FOUND THEN
+                acked := acked + n;
+                EXIT;
+            END IF;
+            -- Somebody else has acked of this lease meanwhile.
+            SELECT l.remaining INTO old FROM {schema}.leases l
+            WHERE l.sub = sub_num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
+              AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i];
+            EXIT WHEN NOT FOUND;
+        END LOOP;
     END LOOP;
     RETURN acked;
 END $$;

@@ -1,14 +1,15 @@
 -- find_leases says which leases of a subscription hold messages, without locks. Messages come as stretches, ascending;
--- see ack, which calls it with its planner settings. It returns the keys of the leases, ascending,
--- NULL when there are none.
+-- see ack, which calls it with its planner settings. It returns the keys of the leases,
+-- ascending, and what remains in each; NULL when there are none.
 --
 -- The leases of kind 0 are disjoint, so a position is in the one with the greatest first position not behind it, if in
 -- any. A late transaction's messages lie inside such a stretch without belonging to it; its leases are of kind 1. The
 -- current slot is tried alone first: a lease there that covers the position is the one, and opening the other slots
 -- takes longer than looking into this one.
 CREATE OR REPLACE FUNCTION {schema}.find_leases(
-    sub_num int, xids bigint[], los bigint[], his bigint[],
-    OUT slots smallint[], OUT kinds smallint[], OUT first_xids bigint[], OUT first_seqs bigint[])
+    sub_num int, current_slot smallint, xids bigint[], los bigint[], his bigint[],
+    OUT slots smallint[], OUT kinds smallint[], OUT first_xids bigint[], OUT first_seqs bigint[],
+    OUT remainings int8multirange[])
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -16,8 +17,7 @@ DECLARE
     i     int := 1;
     pos   bigint;
     lease record;
-    current_slot smallint := (SELECT last_value FROM {schema}.lease_slot) & 3;
-    all_found    boolean := true;
+    all_found boolean := true;
 BEGIN
     IF total IS NULL OR total = 0 THEN
         RETURN;
@@ -53,6 +53,7 @@ BEGIN
             kinds := kinds || 0::smallint;
             first_xids := first_xids || lease.first_xid;
             first_seqs := first_seqs || lease.first_seq;
+            remainings := remainings || lease.remaining;
             -- On to the first position behind this lease.
             WHILE i <= total AND (xids[i], his[i] - 1) <= (lease.last_xid, lease.last_seq) LOOP
                 all_found := all_found AND lease.remaining @> int8range(los[i], his[i]);
@@ -79,14 +80,14 @@ BEGIN
     ORDER BY l.first_xid, l.first_seq LIMIT 1;
     IF FOUND THEN
         FOR lease IN
-            SELECT DISTINCT l.first_xid, l.first_seq, l.slot
+            SELECT DISTINCT l.first_xid, l.first_seq, l.slot, l.remaining
             FROM unnest(xids, los, his) r(xid, lo, hi)
             CROSS JOIN LATERAL (
-                (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq FROM {schema}.leases l
+                (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq, l.remaining FROM {schema}.leases l
                  WHERE l.sub = sub_num AND l.kind = 1 AND l.first_xid = r.xid AND l.first_seq <= r.lo
                  ORDER BY l.first_seq DESC LIMIT 1)
                 UNION ALL
-                (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq FROM {schema}.leases l
+                (SELECT l.slot, l.first_xid, l.first_seq, l.last_seq, l.remaining FROM {schema}.leases l
                  WHERE l.sub = sub_num AND l.kind = 1 AND l.first_xid = r.xid
                    AND l.first_seq > r.lo AND l.first_seq < r.hi
                  ORDER BY l.first_seq LIMIT r.hi - r.lo)
@@ -98,6 +99,7 @@ BEGIN
             kinds := kinds || 1::smallint;
             first_xids := first_xids || lease.first_xid;
             first_seqs := first_seqs || lease.first_seq;
+            remainings := remainings || lease.remaining;
         END LOOP;
     END IF;
 END $$;

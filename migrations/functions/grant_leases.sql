@@ -2,11 +2,11 @@
 -- message when `single`. A row of kind 1 holds messages of one transaction only. claim calls it under the
 -- subscription's lock and with its planner settings; nobody else does.
 --
--- 64 keeps the row, which every ack writes again, near a kilobyte.
+-- It returns NULL, so that claim can call it by an assignment. 64 keeps the row, which every ack writes again, near a kilobyte.
 CREATE OR REPLACE FUNCTION {schema}.grant_leases(
     sub int, kind smallint, slot smallint, consumer text, deadline timestamptz, single boolean,
     xids bigint[], los bigint[], his bigint[])
-RETURNS void
+RETURNS text
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -19,7 +19,7 @@ BEGIN
                     slot, consumer,
                     (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(los[i:i + 63], his[i:i + 63]) r(lo, hi)));
         END LOOP;
-        RETURN;
+        RETURN NULL;
     END IF;
     INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
     SELECT (array_agg(p.xid ORDER BY p.i))[1], (array_agg(p.lo ORDER BY p.i))[1],
@@ -39,4 +39,5 @@ BEGIN
         ) o
     ) p
     GROUP BY p.part, p.i / CASE WHEN single THEN 1 ELSE 64 END;
+    RETURN NULL;
 END $$;

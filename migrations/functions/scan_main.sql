@@ -21,32 +21,58 @@ DECLARE
     cursor_base bigint := (cursor_seq + 1) & ~65535::bigint;
     examined    bigint;
     max_rows    int;
+    first       record;
+    lo          bigint;
+    hi          bigint;
 BEGIN
-    max_rows := least(budget, 4);
-    -- A claim usually needs a row or two, but as many as messages when each was published alone: ask for few, then for as
-    -- many as the ones seen suggest.
-    LOOP
-        SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
-               max(s.upto)
-        INTO slots, xids, los, his, examined
-        FROM (
-            SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.base) AS upto
+    -- Most often one row has as much as is wanted.
+    SELECT m.slot, m.xid, m.base, m.n INTO first
+    FROM {schema}.messages m
+    WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
+      AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+                   FROM pg_snapshot_xip(pg_current_snapshot()) x
+                   WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
+    ORDER BY m.xid, m.base
+    LIMIT 1;
+    IF FOUND THEN
+        lo := CASE WHEN first.xid = cursor_xid THEN greatest(first.base, cursor_seq + 1) ELSE first.base END;
+        hi := first.base + first.n;
+        IF hi - lo >= budget THEN
+            slots := ARRAY[first.slot];
+            xids := ARRAY[first.xid];
+            los := ARRAY[lo];
+            his := ARRAY[lo + budget];
+            end_xid := first.xid;
+            end_seq := CASE WHEN lo + budget = hi THEN first.base | 65535 ELSE lo + budget - 1 END;
+            RETURN;
+        END IF;
+
+        max_rows := least(budget, 4);
+        -- Where messages were published alone it takes as many rows as messages: ask for few, then for as many as the ones
+        -- seen suggest.
+        LOOP
+            SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
+                   max(s.upto)
+            INTO slots, xids, los, his, examined
             FROM (
-                SELECT m.slot, m.xid, m.base, m.base + m.n AS hi,
-                       CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
-                FROM {schema}.messages m
-                WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
-                  AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
-                               FROM pg_snapshot_xip(pg_current_snapshot()) x
-                               WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
-                ORDER BY m.xid, m.base
-                LIMIT max_rows
-            ) r
-        ) s
-        WHERE s.upto - (s.hi - s.lo) < budget;
-        EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
-        max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
-    END LOOP;
+                SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.base) AS upto
+                FROM (
+                    SELECT m.slot, m.xid, m.base, m.base + m.n AS hi,
+                           CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
+                    FROM {schema}.messages m
+                    WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
+                      AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+                                   FROM pg_snapshot_xip(pg_current_snapshot()) x
+                                   WHERE x::text::bigint > cursor_xid)
+                    ORDER BY m.xid, m.base
+                    LIMIT max_rows
+                ) r
+            ) s
+            WHERE s.upto - (s.hi - s.lo) < budget;
+            EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
+            max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
+        END LOOP;
+    END IF;
 
     IF xids IS NULL AND EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid) THEN
         max_rows := least(budget, 4);
