@@ -191,6 +191,12 @@ func TestSubscriptions(t *testing.T) {
 		"consume": second(b.Consume(ctx, "own", fastpubsub.ConsumeOptions{Consumer: "test"})),
 		"ack":     second(b.Ack(ctx, "own", nil)),
 		"publish": second(b.Publish(ctx, "missing", numbered(0, 1)...)),
+		// What cannot be an id is none that exists, though Postgres does not take it as text.
+		"get, not UTF-8":     second(b.GetTopic(ctx, "\xff")),
+		"delete, with NUL":   b.DeleteTopic(ctx, "a\x00"),
+		"consume, not UTF-8": second(b.Consume(ctx, "\xff", fastpubsub.ConsumeOptions{Consumer: "test"})),
+		"ack, with NUL":      second(b.Ack(ctx, "a\x00", nil)),
+		"publish, not UTF-8": second(b.Publish(ctx, "\xff", numbered(0, 1)...)),
 	} {
 		if !errors.Is(err, fastpubsub.ErrNotFound) {
 			t.Errorf("%s returned %v, want %v", call, err, fastpubsub.ErrNotFound)

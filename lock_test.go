@@ -355,6 +355,29 @@ func TestDeleteUnderLoad(t *testing.T) {
 	}
 }
 
+// TestSubscribeToATopicThatIsBeingDeleted creates a subscription while another transaction deletes its topic.
+func TestSubscribeToATopicThatIsBeingDeleted(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	createTopic(t, b, "t")
+	tx := begin(t, db, pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), db.SQL(`DELETE FROM {schema}.topics`)); err != nil {
+		t.Fatal(err)
+	}
+	var got error
+	var g errgroup.Group
+	g.Go(func() error {
+		_, got = b.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t"})
+		return nil
+	})
+	waitForLockWaits(t, db, 1)
+	commit(t, tx)
+	g.Wait()
+	if !errors.Is(got, fastpubsub.ErrNotFound) {
+		t.Errorf("got %v, want %v", got, fastpubsub.ErrNotFound)
+	}
+}
+
 // TestManySubscriptions deletes a topic with so many subscriptions that a lock for each would exhaust the lock table.
 func TestManySubscriptions(t *testing.T) {
 	t.Parallel()

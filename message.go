@@ -66,7 +66,7 @@ func (id ID) position() (xid, seq int64, ok bool) {
 	return int64(hi>>16<<12 | hi&0xfff), int64(lo & maxSeq), true
 }
 
-// ParseID reads an id from the text form of a UUID.
+// ParseID reads an id from the text form of a UUID. It returns an InvalidError for other text.
 func ParseID(s string) (ID, error) {
 	u, err := uuid.Parse(s)
 	if err != nil {
@@ -81,7 +81,7 @@ func (id ID) String() string { return uuid.UUID(id).String() }
 // MarshalText implements [encoding.TextMarshaler].
 func (id ID) MarshalText() ([]byte, error) { return uuid.UUID(id).MarshalText() }
 
-// UnmarshalText implements [encoding.TextUnmarshaler].
+// UnmarshalText implements [encoding.TextUnmarshaler], as ParseID.
 func (id *ID) UnmarshalText(text []byte) error {
 	parsed, err := ParseID(string(text))
 	*id = parsed
@@ -111,8 +111,9 @@ func JSON(v any) NewMessage {
 // durable, and every subscription of the topic gets them; no order between concurrent calls is promised. It takes 1 to
 // 10,000 messages of 64 MiB in all.
 //
-// Small calls that come while others for the same topic are on their way share a statement and its commit. A call waits
-// for that no longer than the others take, at most 50 ms, and a lone one not at all.
+// Calls of up to 64 messages and 8 KiB that come while another for the same topic is on its way share a statement and its
+// commit. A call waits for that no longer than the other takes, at most 50 ms, and a lone one not at all. A shared
+// statement has the values of one call's ctx: hooks of the pool and tracers see those. Where they matter use PublishTx.
 //
 // When ctx is cancelled, or the connection breaks, the messages may have been published all the same.
 //
@@ -125,7 +126,7 @@ func (b *Broker) Publish(ctx context.Context, topicID string, msgs ...NewMessage
 // and never if it rolls back. The ids are known at once. It raises the transaction's synchronous_commit from off to
 // local, since a commit that a crash forgets would have its ids given out again.
 //
-// Neither an InvalidError nor ErrNotFound ends the transaction.
+// It returns what Publish does. Neither an InvalidError nor ErrNotFound ends the transaction.
 func (b *Broker) PublishTx(ctx context.Context, tx pgx.Tx, topicID string, msgs ...NewMessage) ([]ID, error) {
 	return b.publish(ctx, tx, topicID, msgs, func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, tx, topicID, payloads, attributes)
@@ -138,6 +139,9 @@ func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msg
 	payloads, attributes, err := encode(msgs)
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
+	}
+	if !idPattern.MatchString(topicID) {
+		return nil, fmt.Errorf("publish to %q: %w", topicID, ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
 		return nil, err
@@ -194,10 +198,11 @@ func encode(msgs []NewMessage) (payloads []string, attributes []*string, err err
 			}
 			s := string(text)
 			attributes[i] = &s
+			total += len(s)
 		}
 	}
 	if total > maxPublishBytes {
-		p.add("messages", "too_long", "must have at most %d bytes of payload in all, not %d", maxPublishBytes, total)
+		p.add("messages", "too_long", "must have at most %d bytes in all, not %d", maxPublishBytes, total)
 	}
 	return payloads, attributes, p.err()
 }
@@ -289,9 +294,9 @@ const (
 // Consume takes messages from a subscription, in the order of the log, and counts one delivery attempt for each. It waits
 // up to options.Wait for the first; none is an empty slice and no error. It holds no connection while it waits.
 //
-// Each message stays with the consumer until it is acked or its ack deadline passes; then it is delivered again, so
-// handlers must tolerate seeing a message twice. When ctx is cancelled while the statement runs, messages may have been
-// taken though none are returned; they too come back after the ack deadline.
+// Each message stays with the consumer until it is acked. Its ack deadline is stored, but does not end that yet: there is
+// no redelivery so far but for what a crash of the server undoes. When ctx is cancelled while the statement runs,
+// messages may have been taken though none are returned.
 //
 // A subscription's filter is evaluated here, ten thousand messages at a time. A Consume that does not wait gives up after
 // a second of finding nothing that matches; the next goes on from there.
@@ -302,6 +307,9 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 	claim, err := options.check()
 	if err != nil {
 		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
+	}
+	if !idPattern.MatchString(subscriptionID) {
+		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, ErrNotFound)
 	}
 	claim.SubscriptionID = subscriptionID
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -390,7 +398,8 @@ func (b *Broker) Ack(ctx context.Context, subscriptionID string, ids []ID) (int,
 // their consumer if it rolls back. A message is acked by one transaction only, so a count as high as the number of ids
 // says that nobody else has done, or will do, what this transaction does about them.
 //
-// Until the transaction ends, acks of messages with the same lease wait for it; see [ConsumeOptions.Single].
+// Until the transaction ends, acks of messages with the same lease wait for it; see [ConsumeOptions.Single]. Under
+// REPEATABLE READ and SERIALIZABLE they fail then with a serialization error (SQLSTATE 40001), as updates do.
 func (b *Broker) AckTx(ctx context.Context, tx pgx.Tx, subscriptionID string, ids []ID) (int, error) {
 	return b.ack(ctx, tx, subscriptionID, ids)
 }
@@ -400,6 +409,9 @@ func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, 
 	checkRange(&p, "ids", len(ids), 0, maxAckIDs)
 	if err := p.err(); err != nil {
 		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, err)
+	}
+	if !idPattern.MatchString(subscriptionID) {
+		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
 		return 0, err

@@ -1,9 +1,12 @@
 // Package fastpubsub is publish/subscribe on the Postgres that a program already has.
 //
 // Messages are published to topics; each subscription of a topic gets every message that is committed after it was
-// created, or those that match its filter. A consumer takes messages in batches and acks each of them; what it does not
-// ack in time is delivered again, so delivery is at least once. Publishing can be part of the program's own
-// transaction, and so can acking: see [Broker.PublishTx] and [Broker.AckTx].
+// created, or those that match its filter. A consumer takes messages in batches and acks each of them. Delivery is at
+// least once: handlers must tolerate seeing a message twice. Publishing can be part of the program's own transaction, and
+// so can acking: see [Broker.PublishTx] and [Broker.AckTx].
+//
+// Not there yet: the end of leases. What a consumer took and never acked stays with it; ack deadlines, attempts and
+// backoff are stored and do not count so far.
 //
 //	broker, err := fastpubsub.New(pool, fastpubsub.Config{})
 //	ids, err := broker.Publish(ctx, "orders", fastpubsub.JSON(order))
@@ -98,8 +101,11 @@ const DefaultSchema = "fastpubsub"
 
 var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
 
-// A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use, starts nothing that
-// outlives its calls, and needs no Close.
+// A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use and needs no
+// Close: it runs a goroutine only while calls of Publish share a statement.
+//
+// Until the schema was once found good, any method may return ErrSchemaOutdated or ErrBinaryOutdated; a schema that goes
+// away later is ErrSchemaOutdated too.
 type Broker struct {
 	pool     *pgxpool.Pool
 	store    *store.Store

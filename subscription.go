@@ -133,6 +133,9 @@ func subscriptionFromRow(row store.Subscription) (Subscription, error) {
 
 // GetSubscription returns ErrNotFound if there is no such subscription.
 func (b *Broker) GetSubscription(ctx context.Context, id string) (Subscription, error) {
+	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+		return Subscription{}, fmt.Errorf("get subscription %q: %w", id, ErrNotFound)
+	}
 	if err := b.ready(ctx, b.pool); err != nil {
 		return Subscription{}, err
 	}
@@ -168,6 +171,9 @@ func (b *Broker) ListSubscriptions(ctx context.Context, options ListOptions) ([]
 // DeleteSubscription deletes a subscription and all that it has not delivered. It waits for nobody; acks of what was
 // delivered count nothing afterwards. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) DeleteSubscription(ctx context.Context, id string) error {
+	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+		return fmt.Errorf("delete subscription %q: %w", id, ErrNotFound)
+	}
 	if err := b.ready(ctx, b.pool); err != nil {
 		return err
 	}

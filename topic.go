@@ -52,6 +52,9 @@ func (b *Broker) CreateTopic(ctx context.Context, id string) (Topic, error) {
 
 // GetTopic returns ErrNotFound if there is no such topic.
 func (b *Broker) GetTopic(ctx context.Context, id string) (Topic, error) {
+	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+		return Topic{}, fmt.Errorf("get topic %q: %w", id, ErrNotFound)
+	}
 	if err := b.ready(ctx, b.pool); err != nil {
 		return Topic{}, err
 	}
@@ -113,6 +116,9 @@ func (b *Broker) ListTopics(ctx context.Context, options ListOptions) ([]Topic, 
 // messages that others publish at this moment are lost with it, and acks of theirs count nothing. It returns
 // ErrNotFound if there is no such topic.
 func (b *Broker) DeleteTopic(ctx context.Context, id string) error {
+	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+		return fmt.Errorf("delete topic %q: %w", id, ErrNotFound)
+	}
 	if err := b.ready(ctx, b.pool); err != nil {
 		return err
 	}

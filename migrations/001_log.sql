@@ -33,7 +33,8 @@ CREATE INDEX subscriptions_topic_num_idx ON {{.schema}}.subscriptions (topic_num
 
 -- The log: one row for each record batch, written once and never changed. A message's position is (xid, seq), where
 -- xid is the publishing transaction and seq = base + its index in payloads. Fixed-width columns come first, eight
--- bytes before four, so that no row has padding. The slots are a ring: space comes back by truncating the oldest. Only
+-- bytes before four, so that rows have little padding. The slots are a ring: space is to come back by truncating the
+-- oldest. Only
 -- engine functions write here, to leases and to cursors, and these tables have no CHECKs: the server parses those anew
 -- for every statement, which was 6 % of the time of a publish.
 CREATE TABLE {{.schema}}.messages (
@@ -60,7 +61,7 @@ CREATE SEQUENCE {{.schema}}.message_slot MINVALUE 0 START 0;
 
 -- The state of each subscription, append-only: whatever changes it adds a row with the next gen under the
 -- subscription's lock, and the newest row counts. (xid, seq) is the last position examined; late_xids are the
--- transactions that were in progress when the cursor passed them, late_seqs how far each has been handed out.
+-- transactions that were in progress when the cursor passed them, late_seqs how far each has been examined.
 CREATE TABLE {{.schema}}.cursors (
     gen       bigint NOT NULL,
     xid       bigint NOT NULL,

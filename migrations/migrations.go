@@ -55,6 +55,9 @@ func CheckSchemaName(schema string) error {
 // It opens a connection of its own, with config, and closes it. That must be a direct one, since migrating takes locks
 // that belong to the session: not PgBouncer in transaction mode. A numbered file that fails, or is cancelled, leaves the
 // schema as the file before it did; calling Up again goes on from there.
+//
+// It returns ErrSchemaName for a name that cannot be used. A schema that a newer binary has migrated is left alone, with
+// an error, also where binaries of this version can still work on it.
 func Up(ctx context.Context, config *pgx.ConnConfig, schema string) error {
 	if err := CheckSchemaName(schema); err != nil {
 		return err
@@ -147,8 +150,8 @@ func installFunctions(ctx context.Context, conn *pgx.Conn, schema string) error 
 		return nil
 	}
 	return pgx.BeginFunc(ctx, conn, func(tx pgx.Tx) error {
-		// Functions name each other; their bodies are checked when they first run. The language's default for functions
-		// in the standard's own syntax cannot be put off, so those come first by their names.
+		// Functions name each other; their bodies are checked when they first run. Views and bodies in the standard's
+		// syntax are checked at once: what they name must come first by its file's name, as message_id before published.
 		if _, err := tx.Exec(ctx, `SET LOCAL check_function_bodies = off`); err != nil {
 			return err
 		}
@@ -211,7 +214,8 @@ type Status struct {
 
 const getStatus = `SELECT version, oldest_binary, functions_hash FROM {schema}.log_state`
 
-// Get returns the status of a schema, which need not exist. It writes nothing.
+// Get returns the status of a schema, which need not exist. It writes nothing. It returns ErrSchemaName for a name that
+// cannot be used.
 func Get(ctx context.Context, db store.DBTX, schema string) (Status, error) {
 	status := Status{Newest: store.Version}
 	if err := CheckSchemaName(schema); err != nil {

@@ -65,8 +65,8 @@ const (
 )
 
 // Claim takes messages and reads them, in one round trip of two transactions: the claim commits, and with that lets go
-// of the subscription, before the first payload is read. more means that it took none but did not see the end of the
-// log: call again.
+// of the subscription, before the first payload is read. more means that a filter let through none of what was
+// examined, and that there may be more: call again.
 //
 // It returns ErrNotFound if there is no such subscription and ErrBusy if its lock was held for too long.
 func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claimed, more bool, err error) {

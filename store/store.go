@@ -107,6 +107,10 @@ func translate(err error) error {
 		case "topics_id_key", "subscriptions_id_key":
 			return ErrExists
 		}
+	case "23503": // foreign_key_violation
+		if pgErr.ConstraintName == "subscriptions_topic_num_fkey" { // the topic was deleted meanwhile
+			return ErrNotFound
+		}
 	case "3F000", "42P01", "42883": // invalid_schema_name, undefined_table, undefined_function
 		return errors.Join(ErrSchemaOutdated, err)
 	}

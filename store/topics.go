@@ -42,7 +42,7 @@ func (s *Store) ListTopics(ctx context.Context, db DBTX, offset, limit int) ([]T
 }
 
 // The subscriptions go with it, by the cascade of their foreign key. Messages, cursors and leases stay: nothing finds
-// them any more, and the ring of their slots takes them away.
+// them any more.
 const deleteTopic = `DELETE FROM {schema}.topics WHERE id = $1`
 
 // DeleteTopic returns ErrNotFound if there is no such topic.

@@ -18,7 +18,7 @@ import (
 const description = `Publish/subscribe on the Postgres that you already have.
 
 Create or upgrade the tables with "fastpubsub db-migrate", then start "fastpubsub server".
-Every setting is a flag and an environment variable; the flag wins.`
+Every setting of the server is a flag and an environment variable; the flag wins.`
 
 // commands are the subcommands. Each has its file, with its flags and a method Run(*process) error.
 type commands struct {

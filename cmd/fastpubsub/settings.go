@@ -87,7 +87,7 @@ func (f *databaseFlags) schema(b *badSettings) string {
 	return f.DatabaseSchema
 }
 
-// parseURL reads the address of a database. The original's schemes are accepted for the sake of existing settings.
+// parseURL reads the address of a database. SQLAlchemy's scheme is accepted too, for the sake of existing settings.
 func parseURL(b *badSettings, variable, url string) *pgxpool.Config {
 	if url == "" {
 		b.add(variable, "must be set")

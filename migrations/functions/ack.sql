@@ -5,8 +5,9 @@
 --
 -- Messages come as stretches: those of transaction xids[i] with los[i] <= seq < his[i], ascending by (xid, lo).
 --
--- Which leases hold them is found without locks; then those rows are locked in key order, so that two calls that share
--- leases cannot deadlock. A lease that another transaction has locked is waited for.
+-- Which leases hold them, and what remains in each, is read without locks. Then the rows are updated in key order, so that
+-- two calls that share leases cannot deadlock, each if what remains is still what was read; else it is read again. A lease
+-- that another transaction has changed is waited for; REPEATABLE READ gets a serialization error then.
 CREATE OR REPLACE FUNCTION {schema}.ack(sub_id text, xids bigint[], los bigint[], his bigint[]) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

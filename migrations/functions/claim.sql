@@ -2,8 +2,8 @@
 -- fastpubsub.claim, for claimed() to read after this transaction has committed. It returns positions to nobody and
 -- payloads never: whoever does not read an answer would hold the subscription's lock for as long as he likes.
 --
--- It returns 'ok'; 'more' when it examined as many messages as a call may, and took none of them; 'busy' when it did
--- not get the subscription's lock within a second; 'no_subscription'. An empty claim writes nothing.
+-- It returns 'ok'; 'more' when a filter let through none of what it examined, and there may be more; 'busy' when it did
+-- not get the subscription's lock within a second; 'no_subscription'. A claim that examined nothing writes nothing.
 --
 -- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
 -- that ack inside their own transactions.

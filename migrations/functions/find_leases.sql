@@ -1,6 +1,6 @@
 -- find_leases says which leases of a subscription hold messages, without locks. Messages come as stretches, ascending;
--- see ack, which calls it with its planner settings. It returns the keys of the leases,
--- ascending, and what remains in each; NULL when there are none.
+-- see ack, which calls it with its planner settings. It returns the keys of the leases, ascending, and what remains in
+-- each; NULL when there are none.
 --
 -- The leases of kind 0 are disjoint, so a position is in the one with the greatest first position not behind it, if in
 -- any. A late transaction's messages lie inside such a stretch without belonging to it; its leases are of kind 1. The

@@ -2,7 +2,8 @@
 -- message when `single`. A row of kind 1 holds messages of one transaction only. claim calls it under the
 -- subscription's lock and with its planner settings; nobody else does.
 --
--- It returns NULL, so that claim can call it by an assignment. 64 keeps the row, which every ack writes again, near a kilobyte.
+-- It returns NULL, so that claim can call it by an assignment. 64 keeps the row, which every ack writes again, near a
+-- kilobyte.
 CREATE OR REPLACE FUNCTION {schema}.grant_leases(
     sub int, kind smallint, slot smallint, consumer text, deadline timestamptz, single boolean,
     xids bigint[], los bigint[], his bigint[])
