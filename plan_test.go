@@ -3,6 +3,7 @@ package fastpubsub_test
 import (
 	"encoding/json"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/jackc/pgx/v5"
@@ -55,24 +56,36 @@ func TestPlans(t *testing.T) {
 				explain("ack again", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
 				return buffers
 			}
-			for range 3 { // the first reads the catalogs
-				measure()
+			// What is read the first time, or after somebody else has changed a catalog, does not count.
+			median := func() map[string]int {
+				all := map[string][]int{}
+				for range 11 {
+					for name, n := range measure() {
+						all[name] = append(all[name], n)
+					}
+				}
+				median := map[string]int{}
+				for name, n := range all {
+					slices.Sort(n)
+					median[name] = n[len(n)/2]
+				}
+				return median
 			}
-			before := measure()
+			before := median()
 
 			for range 20 {
 				publish(t, b, "t", fill(500, msg)...)
 			}
-			for range 1000 {
-				consume(t, b, "s", 7)
+			for more := true; more; { // a lease for each
+				msgs, err := b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test", Max: 1000, Single: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				more = len(msgs) > 0
 			}
-			drain(t, b, "s", 1000)
 			exec(t, db, `INSERT INTO {schema}.topics (id) SELECT 'other' || i FROM generate_series(1, 3000) i`)
 			exec(t, db, tt.spoil)
-			for range 3 {
-				measure()
-			}
-			after := measure()
+			after := median()
 			t.Logf("buffers before %v, after %v", before, after)
 			for name, n := range after {
 				if limit := 2*before[name] + 40; n > limit {
