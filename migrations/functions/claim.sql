@@ -27,26 +27,26 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
-    class     CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
-    sub_num   int;
-    current_slot smallint;
-    state     record;
-    deadline  timestamptz;
-    wanted    int := max_messages;
-    taken     record;
-    matched   record;
-    late_xids bigint[];
-    late_seqs bigint[];
-    slots     smallint[] := '{}';
-    xids      bigint[] := '{}';
-    los       bigint[] := '{}';
-    his       bigint[] := '{}';
-    changed   boolean := false;
-    more      boolean := false;
+    class        CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
+    sub_num        int;
+    current_slot   smallint;
+    state          record;
+    deadline       timestamptz;
+    wanted         int := max_messages;
+    taken          record;
+    matched        record;
+    late_xids      bigint[];
+    late_seqs      bigint[];
+    slots          smallint[] := '{}';
+    xids           bigint[] := '{}';
+    los            bigint[] := '{}';
+    his            bigint[] := '{}';
+    changed        boolean := false;
+    more           boolean := false;
     late_stretches int := 0;
-    done      text;
-    new_xid   bigint;
-    new_seq   bigint;
+    done           text;
+    new_xid        bigint;
+    new_seq        bigint;
 BEGIN
     IF max_messages IS NULL OR max_messages < 0 OR single IS NULL THEN
         RAISE EXCEPTION 'max_messages must be at least 0, and single true or false' USING ERRCODE = 'invalid_parameter_value';
