@@ -30,6 +30,7 @@ func TestNew(t *testing.T) {
 		{"the zero Config is a good one", pool, fastpubsub.Config{}, nil},
 		{"a pool is needed", nil, fastpubsub.Config{}, []string{"pool"}},
 		{"a schema's name is quoted, but plain", pool, fastpubsub.Config{Schema: "Orders"}, []string{"schema"}},
+		{"Postgres keeps names for itself", pool, fastpubsub.Config{Schema: "pg_orders"}, []string{"schema"}},
 		{"64 characters are one too many", pool, fastpubsub.Config{Schema: strings.Repeat("a", 64)}, []string{"schema"}},
 		{"all problems come at once", pool, fastpubsub.Config{Schema: "1", SubscriptionDefaults: fastpubsub.SubscriptionSettings{
 			MaxDeliveryAttempts: -1, BackoffMin: time.Minute, BackoffMax: time.Second, AckDeadline: 13 * time.Hour}},

@@ -360,6 +360,14 @@ func decode(subscriptionID string, batches []store.Claimed) ([]Message, error) {
 	}
 	msgs := make([]Message, 0, n)
 	for _, b := range batches {
+		want := int64(0)
+		for j := range b.Los {
+			want += b.His[j] - b.Los[j]
+		}
+		if want != int64(len(b.Payloads)) || b.Attributes != nil && want != int64(len(b.Attributes)) {
+			return nil, fmt.Errorf("record batch of %v: %d payloads and %d attributes for %d messages",
+				newID(b.Xid, b.Los[0]), len(b.Payloads), len(b.Attributes), want)
+		}
 		i := 0
 		for j := range b.Los {
 			for seq := b.Los[j]; seq < b.His[j]; seq++ {

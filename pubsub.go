@@ -20,7 +20,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -99,8 +98,6 @@ type Config struct {
 // DefaultSchema is where the tables are when nothing else is said.
 const DefaultSchema = "fastpubsub"
 
-var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
-
 // A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use and needs no
 // Close: it runs a goroutine only while calls of Publish share a statement.
 //
@@ -126,8 +123,8 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	if config.Schema == "" {
 		config.Schema = DefaultSchema
 	}
-	if !schemaName.MatchString(config.Schema) {
-		p.add("schema", "string_pattern_mismatch", "must match %s", schemaName)
+	if err := store.CheckSchemaName(config.Schema); err != nil {
+		p.add("schema", "string_pattern_mismatch", "%v", err)
 	}
 	defaults := config.SubscriptionDefaults.or(SubscriptionSettings{
 		MaxDeliveryAttempts: 5,

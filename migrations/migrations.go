@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"regexp"
 	"strconv"
 	"strings"
 	"time"
@@ -35,15 +34,13 @@ var functions embed.FS
 const oldestBinary = 1
 
 // ErrSchemaName means that a schema name was not made of 1 to 63 lower-case letters, digits and underscores, the first
-// no digit. Names that begin with pg_ are Postgres's own.
-var ErrSchemaName = errors.New("schema name must match ^[a-z_][a-z0-9_]{0,62}$ and not begin with pg_")
-
-var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+// no digit, or began with pg_.
+var ErrSchemaName = store.ErrSchemaName
 
 // CheckSchemaName returns ErrSchemaName, wrapped with the name, for a name that cannot be used.
 func CheckSchemaName(schema string) error {
-	if !schemaName.MatchString(schema) || strings.HasPrefix(schema, "pg_") {
-		return fmt.Errorf("%q: %w", schema, ErrSchemaName)
+	if err := store.CheckSchemaName(schema); err != nil {
+		return fmt.Errorf("%q: %w", schema, err)
 	}
 	return nil
 }

@@ -248,6 +248,29 @@ func TestPlainUser(t *testing.T) {
 	}
 }
 
+// TestRingSlots looks at what keeps the slots fast: compression where the server has the better one, no vacuum, and room for
+// updates of leases.
+func TestRingSlots(t *testing.T) {
+	t.Parallel()
+	db := storetest.New(t)
+	var slots, uncompressed, vacuumed, full int
+	err := db.Pool.QueryRow(t.Context(), `
+		SELECT count(*),
+		       count(*) FILTER (WHERE c.relname LIKE 'messages%' AND (a.attcompression <> 'l') AND has.lz4),
+		       count(*) FILTER (WHERE NOT coalesce(c.reloptions @> '{autovacuum_enabled=off}', false)
+		                           OR NOT coalesce(toast.reloptions @> '{autovacuum_enabled=off}', false)),
+		       count(*) FILTER (WHERE c.relname LIKE 'leases%' AND NOT c.reloptions @> '{fillfactor=50}')
+		FROM pg_class c
+		JOIN pg_inherits i ON i.inhrelid = c.oid AND c.relkind = 'r'
+		LEFT JOIN pg_class toast ON toast.oid = c.reltoastrelid
+		LEFT JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'payloads'
+		CROSS JOIN (SELECT 'lz4' = ANY (enumvals) AS lz4 FROM pg_settings WHERE name = 'default_toast_compression') has
+		WHERE c.relnamespace = $1::text::regnamespace`, db.Schema).Scan(&slots, &uncompressed, &vacuumed, &full)
+	if err != nil || slots != 12 || uncompressed+vacuumed+full > 0 {
+		t.Errorf("%v: of %d slots %d are not compressed by lz4, %d would be vacuumed, %d of leases have no room", err, slots, uncompressed, vacuumed, full)
+	}
+}
+
 // TestReplicaIdentity looks for what a publication FOR ALL TABLES needs: an updated or deleted table has a primary key.
 func TestReplicaIdentity(t *testing.T) {
 	t.Parallel()

@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"errors"
+	"regexp"
 	"strings"
 
 	"github.com/jackc/pgx/v5"
@@ -22,6 +23,20 @@ var (
 	ErrSchemaOutdated = errors.New("database schema is out of date: run db-migrate")
 	ErrBinaryOutdated = errors.New("database schema is newer than this binary can serve: use a newer one")
 )
+
+// ErrSchemaName means that a schema name was not made of 1 to 63 lower-case letters, digits and underscores, the first
+// no digit. Names that begin with pg_ are Postgres's own.
+var ErrSchemaName = errors.New("schema name must match ^[a-z_][a-z0-9_]{0,62}$ and not begin with pg_")
+
+var schemaName = regexp.MustCompile(`^[a-z_][a-z0-9_]{0,62}$`)
+
+// CheckSchemaName returns ErrSchemaName for a name that cannot be used.
+func CheckSchemaName(schema string) error {
+	if !schemaName.MatchString(schema) || strings.HasPrefix(schema, "pg_") {
+		return ErrSchemaName
+	}
+	return nil
+}
 
 // DBTX is what statements run on: a pool, a connection, or the caller's transaction.
 type DBTX interface {
