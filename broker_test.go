@@ -330,7 +330,8 @@ func TestRoundTrip(t *testing.T) {
 						t.Errorf("%s: created at %v", sub, g.CreatedAt)
 					}
 					g.CreatedAt = time.Time{}
-					want := fastpubsub.Message{ID: ids[w], SubscriptionID: sub, Payload: want[w].Payload, Attributes: want[w].Attributes, DeliveryAttempts: 1}
+					want := fastpubsub.Message{Delivery: fastpubsub.Delivery{ID: ids[w], DeliveryAttempts: 1}, SubscriptionID: sub,
+						Payload: want[w].Payload, Attributes: want[w].Attributes}
 					if diff := cmp.Diff(want, g); diff != "" {
 						t.Errorf("%s, message %d (-want +got):\n%s", sub, w, diff)
 					}

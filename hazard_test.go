@@ -159,7 +159,7 @@ var hazards = []hazard{
 	{
 		name: "a transaction that commits after a later one was consumed",
 		protections: []protection{
-			{"claim", "IF taken.open_xids[1] < new_xid THEN", "IF false THEN"},
+			{"claim", "IF new_xid > ANY (taken.open_xids) THEN", "IF false THEN"},
 			{"scan_late", "WHERE pg_visible_in_snapshot(x::text::xid8, c.s)", "WHERE true"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
@@ -528,7 +528,7 @@ var hazards = []hazard{
 	},
 	{
 		name:        "a lock that is waited for longer than a deadline is long",
-		protections: []protection{{"claim", "deadline := clock_timestamp()", "deadline := now()"}},
+		protections: []protection{{"claim", "now_at := {schema}.clock();", "now_at := now();"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)

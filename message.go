@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"math/rand/v2"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 	"unicode/utf8"
 
@@ -231,15 +233,21 @@ func checkAttributes(p *problems, field string, attributes map[string]string) {
 	}
 }
 
+// A Delivery is one handing-out of a message to a consumer.
+type Delivery struct {
+	ID ID
+	// DeliveryAttempts is how often the message was delivered by this subscription, this time included; deliveries that were
+	// given back do not count. Where a Delivery is given to Nack or Extend, 0 stands for whichever is the current one.
+	DeliveryAttempts int
+}
+
 // A Message is what a consumer gets.
 type Message struct {
-	ID             ID
+	Delivery
 	SubscriptionID string
 	Payload        json.RawMessage   // as it was published, byte for byte
 	Attributes     map[string]string // nil if published without
-	// DeliveryAttempts is how often the message was delivered by this subscription, this time included.
-	DeliveryAttempts int
-	CreatedAt        time.Time // when it was published, by the database's clock; UTC
+	CreatedAt      time.Time         // when it was published, by the database's clock; UTC
 }
 
 // ConsumeOptions say what to take.
@@ -250,8 +258,8 @@ type ConsumeOptions struct {
 	Max int
 	// Wait is how long to wait for the first message. Default none.
 	Wait time.Duration
-	// AckDeadline is how long the messages may be kept, in whole seconds from 1 second to 12 hours. Default the
-	// subscription's.
+	// AckDeadline is how long the messages may be kept before they are delivered again, in whole seconds from 1 second to
+	// 12 hours. Default the subscription's.
 	AckDeadline time.Duration
 	// Single gives each message a lease of its own. For consumers that ack inside their own transactions: acks of
 	// messages that share a lease wait for each other's transactions. It costs a row a message.
@@ -291,12 +299,14 @@ const (
 	patience = time.Second
 )
 
-// Consume takes messages from a subscription, in the order of the log, and counts one delivery attempt for each. It waits
-// up to options.Wait for the first; none is an empty slice and no error. It holds no connection while it waits.
+// Consume takes messages from a subscription and counts one delivery attempt for each: first those that are due again, then
+// the log, each in the order of the log. It waits up to options.Wait for the first; none is an empty slice and no error. It
+// holds no connection while it waits.
 //
-// Each message stays with the consumer until it is acked. Its ack deadline is stored, but does not end that yet: there is
-// no redelivery so far but for what a crash of the server undoes. When ctx is cancelled while the statement runs,
-// messages may have been taken though none are returned.
+// Each message stays with the consumer until it is acked, nacked, or its ack deadline passes; then it is delivered again, so
+// handlers must tolerate seeing a message twice. A message whose attempts are used up becomes a dead letter instead. Ack
+// deadlines are judged by whoever consumes next, and by CleanupStuck. When ctx is cancelled while the statement runs,
+// messages may have been taken though none are returned; they too come back after the ack deadline.
 //
 // A subscription's filter is evaluated here, ten thousand messages at a time. A Consume that does not wait gives up after
 // a second of finding nothing that matches; the next goes on from there.
@@ -372,15 +382,14 @@ func decode(subscriptionID string, batches []store.Claimed) ([]Message, error) {
 		for j := range b.Los {
 			for seq := b.Los[j]; seq < b.His[j]; seq++ {
 				msg := Message{
-					ID:               newID(b.Xid, seq),
-					SubscriptionID:   subscriptionID,
-					Payload:          json.RawMessage(b.Payloads[i]),
-					DeliveryAttempts: 1,
-					CreatedAt:        b.CreatedAt.UTC(),
+					Delivery:       Delivery{newID(b.Xid, seq), b.Attempts},
+					SubscriptionID: subscriptionID,
+					Payload:        json.RawMessage(b.Payloads[i]),
+					CreatedAt:      b.CreatedAt.UTC(),
 				}
-				if b.Attributes != nil && b.Attributes[i] != nil {
-					if err := json.Unmarshal([]byte(*b.Attributes[i]), &msg.Attributes); err != nil {
-						return nil, fmt.Errorf("attributes of message %v: %w", msg.ID, err)
+				if b.Attributes != nil {
+					if err := msg.decodeAttributes(b.Attributes[i]); err != nil {
+						return nil, err
 					}
 				}
 				msgs = append(msgs, msg)
@@ -391,9 +400,20 @@ func decode(subscriptionID string, batches []store.Claimed) ([]Message, error) {
 	return msgs, nil
 }
 
+func (m *Message) decodeAttributes(text *string) error {
+	if text == nil {
+		return nil
+	}
+	if err := json.Unmarshal([]byte(*text), &m.Attributes); err != nil {
+		return fmt.Errorf("attributes of message %v: %w", m.ID, err)
+	}
+	return nil
+}
+
 // Ack marks messages as done; they are not delivered again. It returns how many of them this call acked: messages that
-// are not with a consumer, of another subscription or acked before are passed over. Its commit is durable, as far as the
-// session's synchronous_commit has it. It takes up to 10,000 ids.
+// are not with a consumer, of another subscription or acked before are passed over. An ack that comes after the ack deadline
+// counts as long as the message was not delivered again. Its commit is durable, as far as the session's synchronous_commit
+// has it. It takes up to 10,000 ids.
 //
 // When ctx is cancelled, the messages may have been acked all the same.
 //
@@ -406,43 +426,156 @@ func (b *Broker) Ack(ctx context.Context, subscriptionID string, ids []ID) (int,
 // their consumer if it rolls back. A message is acked by one transaction only, so a count as high as the number of ids
 // says that nobody else has done, or will do, what this transaction does about them.
 //
-// Until the transaction ends, acks of messages with the same lease wait for it; see [ConsumeOptions.Single]. Under
-// REPEATABLE READ and SERIALIZABLE they fail then with a serialization error (SQLSTATE 40001), as updates do.
+// Until the transaction ends, acks and nacks of messages with the same lease wait for it; see [ConsumeOptions.Single].
+// Consumers do not. Under REPEATABLE READ and SERIALIZABLE they fail then with a serialization error (SQLSTATE 40001), as
+// updates do. A transaction with several calls for the same subscription can deadlock with another such, as with updates.
 func (b *Broker) AckTx(ctx context.Context, tx pgx.Tx, subscriptionID string, ids []ID) (int, error) {
 	return b.ack(ctx, tx, subscriptionID, ids)
 }
 
 func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, ids []ID) (int, error) {
+	return b.change(ctx, db, "ack on", subscriptionID, deliveriesOf(ids), b.store.Ack)
+}
+
+// NackOptions say what becomes of messages that failed. The zero NackOptions wait for the subscription's backoff.
+type NackOptions struct {
+	// Delay is how long the messages wait before they are delivered again, in whole seconds, up to 366 days. Default the
+	// subscription's backoff.
+	Delay time.Duration
+	// Immediate delivers them again without any wait; Delay must be zero.
+	Immediate bool
+	// Error says what failed, for people who look at dead letters. It is kept up to 8,192 bytes; what is not UTF-8, and NUL,
+	// is replaced. Default what an earlier failure said.
+	Error string
+}
+
+const (
+	maxDelaySeconds = 366 * 24 * 60 * 60
+	maxErrorBytes   = 8_192
+)
+
+// Nack gives messages back that failed. Each waits, for the subscription's backoff or as options say, and is then delivered
+// again, or it becomes a dead letter if it was delivered as often as the subscription allows. It returns how many: a message
+// is passed over unless it is with a consumer, by the delivery that is given, and its ack deadline has not passed. It takes
+// up to 10,000 deliveries. [Message] has a Delivery.
+//
+// When ctx is cancelled, the messages may have been given back all the same.
+//
+// It returns ErrNotFound if there is no such subscription and an InvalidError for options out of range.
+func (b *Broker) Nack(ctx context.Context, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
+	return b.nack(ctx, b.pool, subscriptionID, deliveries, options)
+}
+
+// NackTx is Nack in the caller's transaction, of any isolation level, with what AckTx says about those who wait for it. The
+// messages wait from the time of the call on.
+func (b *Broker) NackTx(ctx context.Context, tx pgx.Tx, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
+	return b.nack(ctx, tx, subscriptionID, deliveries, options)
+}
+
+func (b *Broker) nack(ctx context.Context, db store.DBTX, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
 	var p problems
-	checkRange(&p, "ids", len(ids), 0, maxAckIDs)
+	var delay *int
+	switch {
+	case options.Immediate && options.Delay != 0:
+		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", options.Delay)
+	case options.Immediate || options.Delay != 0:
+		if !options.Immediate {
+			checkSeconds(&p, "delay_seconds", options.Delay, maxDelaySeconds)
+		}
+		n := seconds(options.Delay)
+		delay = &n
+	}
 	if err := p.err(); err != nil {
-		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, err)
+		return 0, fmt.Errorf("nack on %q: %w", subscriptionID, err)
+	}
+	text := errorText(options.Error)
+	return b.change(ctx, db, "nack on", subscriptionID, deliveries,
+		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
+			return b.store.Nack(ctx, db, subscriptionID, ranges, delay, text)
+		})
+}
+
+// errorText is an error in the form in which it is stored; nil for none.
+func errorText(s string) *string {
+	if s == "" {
+		return nil
+	}
+	if len(s) > maxErrorBytes {
+		end := maxErrorBytes
+		for end > maxErrorBytes-utf8.UTFMax && !utf8.RuneStart(s[end]) {
+			end--
+		}
+		s = s[:end]
+	}
+	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	return &s
+}
+
+// Extend gives messages another ack deadline: ackDeadline from now, in whole seconds up to 12 hours. Zero gives them back: they
+// are delivered again at once, and the delivery does not count as an attempt. It returns how many, with what Nack says about
+// those that are passed over, about limits, and about a ctx that is cancelled. A message that was extended costs a row of
+// its own.
+//
+// It returns ErrNotFound if there is no such subscription and an InvalidError for a deadline out of range.
+func (b *Broker) Extend(ctx context.Context, subscriptionID string, deliveries []Delivery, ackDeadline time.Duration) (int, error) {
+	var p problems
+	if ackDeadline != 0 {
+		checkSeconds(&p, "ack_deadline_seconds", ackDeadline, maxAckDeadlineSeconds)
+	}
+	if err := p.err(); err != nil {
+		return 0, fmt.Errorf("extend on %q: %w", subscriptionID, err)
+	}
+	return b.change(ctx, b.pool, "extend on", subscriptionID, deliveries,
+		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
+			return b.store.Extend(ctx, db, subscriptionID, ranges, seconds(ackDeadline))
+		})
+}
+
+// change checks what all operations on messages have in common, and runs one of them.
+func (b *Broker) change(ctx context.Context, db store.DBTX, operation, subscriptionID string, deliveries []Delivery,
+	run func(context.Context, store.DBTX, string, []store.Range) (int, error)) (int, error) {
+	var p problems
+	checkRange(&p, "ids", len(deliveries), 0, maxAckIDs)
+	if err := p.err(); err != nil {
+		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, err)
 	}
 	if !idPattern.MatchString(subscriptionID) {
-		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, ErrNotFound)
+		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
 		return 0, err
 	}
-	n, err := b.store.Ack(ctx, db, subscriptionID, ranges(ids))
+	n, err := run(ctx, db, subscriptionID, ranges(deliveries))
 	if err != nil {
-		return 0, fmt.Errorf("ack on %q: %w", subscriptionID, err)
+		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, err)
 	}
 	return n, nil
 }
 
-// ranges gives ids the form in which the engine takes them: ascending stretches. What is no message's id is left out.
-func ranges(ids []ID) []store.Range {
-	all := make([]store.Range, 0, len(ids))
+func deliveriesOf(ids []ID) []Delivery {
+	all := make([]Delivery, len(ids))
+	for i, id := range ids {
+		all[i].ID = id
+	}
+	return all
+}
+
+// ranges gives deliveries the form in which the engine takes them: ascending stretches. What is no message's id is left out.
+func ranges(deliveries []Delivery) []store.Range {
+	all := make([]store.Range, 0, len(deliveries))
 	ascending := true
-	for _, id := range ids {
-		xid, seq, ok := id.position()
+	for _, d := range deliveries {
+		xid, seq, ok := d.ID.position()
 		if !ok {
 			continue
 		}
-		r := store.Range{Xid: xid, Lo: seq, Hi: seq + 1}
+		attempt := d.DeliveryAttempts
+		if attempt < 0 || attempt > math.MaxInt32 { // no delivery has such a number
+			continue
+		}
+		r := store.Range{Xid: xid, Lo: seq, Hi: seq + 1, Attempt: attempt}
 		if n := len(all); n > 0 {
-			if last := &all[n-1]; last.Xid == xid && last.Hi == seq {
+			if last := &all[n-1]; last.Xid == xid && last.Hi == seq && last.Attempt == attempt {
 				last.Hi++
 				continue
 			}

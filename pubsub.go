@@ -1,12 +1,10 @@
 // Package fastpubsub is publish/subscribe on the Postgres that a program already has.
 //
 // Messages are published to topics; each subscription of a topic gets every message that is committed after it was
-// created, or those that match its filter. A consumer takes messages in batches and acks each of them. Delivery is at
-// least once: handlers must tolerate seeing a message twice. Publishing can be part of the program's own transaction, and
-// so can acking: see [Broker.PublishTx] and [Broker.AckTx].
-//
-// Not there yet: the end of leases. What a consumer took and never acked stays with it; ack deadlines, attempts and
-// backoff are stored and do not count so far.
+// created, or those that match its filter. A consumer takes messages in batches and acks each of them, or nacks it: then it
+// is delivered again after a backoff that grows, and becomes a dead letter in the end. So is a message whose consumer says
+// nothing until its ack deadline. Delivery is at least once: handlers must tolerate seeing a message twice. Publishing can
+// be part of the program's own transaction, and so can acking and nacking: see [Broker.PublishTx] and [Broker.AckTx].
 //
 //	broker, err := fastpubsub.New(pool, fastpubsub.Config{})
 //	ids, err := broker.Publish(ctx, "orders", fastpubsub.JSON(order))

@@ -2,6 +2,7 @@ package fastpubsub
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"math"
 	"time"
@@ -27,7 +28,8 @@ type SubscriptionSettings struct {
 	// least a second.
 	BackoffMin time.Duration
 	BackoffMax time.Duration
-	// AckDeadline is how long a consumer may keep a message before it is delivered again. 1 second to 12 hours.
+	// AckDeadline is how long a consumer may keep a message before it is delivered again, with no backoff. 1 second to 12
+	// hours.
 	AckDeadline time.Duration
 }
 
@@ -181,4 +183,100 @@ func (b *Broker) DeleteSubscription(ctx context.Context, id string) error {
 		return fmt.Errorf("delete subscription %q: %w", id, err)
 	}
 	return nil
+}
+
+// Metrics are the counts of a subscription's messages, all of one moment. Each message that the subscription has ever got is
+// in one of Available, Delivered, Acked and DeadLetters, unless it was purged.
+type Metrics struct {
+	Available   int64 // wait to be delivered, in the log or again
+	Delayed     int64 // those of Available that wait for their backoff
+	Delivered   int64 // are with a consumer, or their ack deadline has passed and nobody has consumed since
+	Acked       int64 // in all, ever; it never goes down
+	DeadLetters int64 // wait in the dead letter queue
+
+	// OldestUnackedAge is the age of the oldest message that is neither acked nor a dead letter, zero if there is none. Of
+	// messages that were published together the age is that of all of them.
+	OldestUnackedAge time.Duration
+
+	// Estimated says that Available is an estimate: a filter must be evaluated on each message that waits, and that is done
+	// for a quarter of a second. What was not reached is taken to match as often as what was, and OldestUnackedAge is that
+	// of the part that was looked at.
+	Estimated bool
+}
+
+// Metrics returns the counts of a subscription. It takes longer the more is waiting, some 0.2 µs for each record batch, and
+// a filter costs 1 µs a message, up to the limit of [Metrics].Estimated. It returns ErrNotFound if there is no such
+// subscription.
+func (b *Broker) Metrics(ctx context.Context, subscriptionID string) (Metrics, error) {
+	if !idPattern.MatchString(subscriptionID) {
+		return Metrics{}, fmt.Errorf("metrics of %q: %w", subscriptionID, ErrNotFound)
+	}
+	if err := b.ready(ctx, b.pool); err != nil {
+		return Metrics{}, err
+	}
+	row, err := b.store.Metrics(ctx, b.pool, subscriptionID)
+	if err != nil {
+		return Metrics{}, fmt.Errorf("metrics of %q: %w", subscriptionID, err)
+	}
+	m := Metrics{
+		Available:   row.Available,
+		Delayed:     row.Delayed,
+		Delivered:   row.Delivered,
+		Acked:       row.Acked,
+		DeadLetters: row.Dead,
+		Estimated:   row.Estimated,
+	}
+	if row.OldestAt != nil {
+		m.OldestUnackedAge = max(0, row.Now.Sub(*row.OldestAt))
+	}
+	return m, nil
+}
+
+// Stuck is what CleanupStuck did.
+type Stuck struct {
+	Released    int // messages that are delivered again
+	DeadLetters int // messages whose attempts were used up
+	Busy        int // subscriptions that others held for too long; what is left there waits for the next call
+}
+
+// orphansStep is how many rows of deleted subscriptions one statement removes.
+const orphansStep = 1000
+
+// CleanupStuck ends the leases whose ack deadlines have passed, in all subscriptions. Whoever consumes does so too, for that
+// subscription; this is for those that nobody consumes from, so that their messages are counted as available and become dead
+// letters when they should. It works in small steps that hold nobody up, and removes what deleted subscriptions have left.
+// Any number of processes may call it at once. When ctx is cancelled, or an error comes, the steps so far stand.
+func (b *Broker) CleanupStuck(ctx context.Context) (Stuck, error) {
+	var stuck Stuck
+	if err := b.ready(ctx, b.pool); err != nil {
+		return stuck, err
+	}
+	ids, err := b.store.ListExpired(ctx, b.pool)
+	if err != nil {
+		return stuck, fmt.Errorf("cleanup of stuck messages: %w", err)
+	}
+	for _, id := range ids {
+		for more := true; more; {
+			swept, err := b.store.Sweep(ctx, b.pool, id)
+			switch {
+			case errors.Is(err, ErrNotFound): // deleted meanwhile
+			case errors.Is(err, ErrBusy):
+				stuck.Busy++
+			case err != nil:
+				return stuck, fmt.Errorf("cleanup of stuck messages of %q: %w", id, err)
+			}
+			stuck.Released += swept.Expired
+			stuck.DeadLetters += swept.Died
+			more = swept.More
+		}
+	}
+	for {
+		n, err := b.store.RemoveOrphans(ctx, b.pool, orphansStep)
+		if err != nil {
+			return stuck, fmt.Errorf("cleanup after deleted subscriptions: %w", err)
+		}
+		if n < orphansStep {
+			return stuck, nil
+		}
+	}
 }

@@ -132,7 +132,7 @@ func working() *broker {
 		},
 		consume: func(_ context.Context, id string, _ fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error) {
 			return []fastpubsub.Message{{
-				ID: message1, SubscriptionID: "s", Payload: json.RawMessage(`{"a" : 1.0}`), DeliveryAttempts: 1, CreatedAt: created,
+				Delivery: fastpubsub.Delivery{ID: message1, DeliveryAttempts: 1}, SubscriptionID: "s", Payload: json.RawMessage(`{"a" : 1.0}`), CreatedAt: created,
 			}}, knows(id, "s")
 		},
 		ack:   func(id string, ids []fastpubsub.ID) (int, error) { return len(ids), knows(id, "s") },
@@ -471,8 +471,8 @@ func TestPassedOn(t *testing.T) {
 	var options fastpubsub.ConsumeOptions
 	b.consume = func(_ context.Context, _ string, o fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error) {
 		options = o
-		return []fastpubsub.Message{{ID: message1, SubscriptionID: "s", Payload: json.RawMessage("{\n}"),
-			Attributes: map[string]string{"k\"": "v", "a": "<\n"}, DeliveryAttempts: 2, CreatedAt: created.Add(time.Microsecond)}}, nil
+		return []fastpubsub.Message{{Delivery: fastpubsub.Delivery{ID: message1, DeliveryAttempts: 2}, SubscriptionID: "s",
+			Payload: json.RawMessage("{\n}"), Attributes: map[string]string{"k\"": "v", "a": "<\n"}, CreatedAt: created.Add(time.Microsecond)}}, nil
 	}
 	w := do(api, "GET", "/subscriptions/s/messages?consumer_id=a&consumer_id=w%C3%A9&wait_seconds=3&ack_deadline_seconds=4", "", nil)
 	wantOptions := fastpubsub.ConsumeOptions{Consumer: "wé", Max: 10, Wait: 3 * time.Second, AckDeadline: 4 * time.Second}

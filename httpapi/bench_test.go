@@ -43,7 +43,7 @@ func BenchmarkConsume(b *testing.B) {
 	fake := working()
 	msgs := make([]fastpubsub.Message, benchMessages)
 	for i := range msgs {
-		msgs[i] = fastpubsub.Message{ID: message1, SubscriptionID: "s", Payload: json.RawMessage(benchPayload), DeliveryAttempts: 1, CreatedAt: created}
+		msgs[i] = fastpubsub.Message{Delivery: fastpubsub.Delivery{ID: message1, DeliveryAttempts: 1}, SubscriptionID: "s", Payload: json.RawMessage(benchPayload), CreatedAt: created}
 	}
 	fake.consume = func(context.Context, string, fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error) {
 		return msgs, nil

@@ -7,9 +7,11 @@ import (
 	"github.com/jackc/pgx/v5"
 )
 
-// A Range is a stretch of one transaction's messages: those of transaction Xid with Lo <= seq < Hi.
+// A Range is a stretch of one transaction's messages: those of transaction Xid with Lo <= seq < Hi. Nack and Extend
+// take those alone whose current delivery is the Attempt-th; 0 is any.
 type Range struct {
 	Xid, Lo, Hi int64
+	Attempt     int
 }
 
 // Published says where the messages of one publish are: message i has the position (Xid, Bases[i/PerBatch] +
@@ -45,13 +47,14 @@ type Claim struct {
 }
 
 // Claimed are messages of one record batch that a claim took: those of transaction Xid in the stretches [Los[i],
-// His[i]), with payloads and, unless nil, attributes in that order.
+// His[i]), with payloads and, unless nil, attributes in that order. This is their Attempts-th delivery.
 type Claimed struct {
 	Xid        int64
 	Los, His   []int64
 	CreatedAt  time.Time
 	Payloads   []string
 	Attributes []*string
+	Attempts   int
 }
 
 // A Batcher sends several statements in one round trip: a pool or a connection.
@@ -61,7 +64,7 @@ type Batcher interface {
 
 const (
 	claim   = `SELECT {schema}.claim($1, $2, $3, $4, $5)`
-	claimed = `SELECT xid, los, his, created_at, payloads, attributes FROM {schema}.claimed()`
+	claimed = `SELECT xid, los, his, created_at, payloads, attributes, attempts FROM {schema}.claimed()`
 )
 
 // Claim takes messages and reads them, in one round trip of two transactions: the claim commits, and with that lets go
@@ -99,8 +102,13 @@ const ack = `SELECT {schema}.ack($1, $2, $3, $4)`
 // there is no such subscription.
 func (s *Store) Ack(ctx context.Context, db DBTX, subID string, ranges []Range) (int, error) {
 	xids, los, his := split(ranges)
+	return counted(db.QueryRow(ctx, s.ack, subID, xids, los, his))
+}
+
+// counted reads the number of messages that a function changed, which is NULL where there is no such subscription.
+func counted(row pgx.Row) (int, error) {
 	var n *int
-	if err := db.QueryRow(ctx, s.ack, subID, xids, los, his).Scan(&n); err != nil {
+	if err := row.Scan(&n); err != nil {
 		return 0, translate(err)
 	}
 	if n == nil {
@@ -109,10 +117,36 @@ func (s *Store) Ack(ctx context.Context, db DBTX, subID string, ranges []Range) 
 	return *n, nil
 }
 
+const nack = `SELECT {schema}.nack($1, $2, $3, $4, $5, $6, $7)`
+
+// Nack gives leased messages, which ascend by (Xid, Lo), back as failed, and returns how many. They wait for delaySeconds,
+// or for the subscription's backoff if that is nil. It returns ErrNotFound if there is no such subscription.
+func (s *Store) Nack(ctx context.Context, db DBTX, subID string, ranges []Range, delaySeconds *int, text *string) (int, error) {
+	xids, los, his := split(ranges)
+	return counted(db.QueryRow(ctx, s.nack, subID, xids, los, his, attempts(ranges), delaySeconds, text))
+}
+
+const extend = `SELECT {schema}.extend($1, $2, $3, $4, $5, $6)`
+
+// Extend gives leased messages, which ascend by (Xid, Lo), another ack deadline, so many seconds from now, and returns how
+// many. 0 gives them back. It returns ErrNotFound if there is no such subscription.
+func (s *Store) Extend(ctx context.Context, db DBTX, subID string, ranges []Range, ackDeadlineSeconds int) (int, error) {
+	xids, los, his := split(ranges)
+	return counted(db.QueryRow(ctx, s.extend, subID, xids, los, his, attempts(ranges), ackDeadlineSeconds))
+}
+
 func split(ranges []Range) (xids, los, his []int64) {
 	xids, los, his = make([]int64, len(ranges)), make([]int64, len(ranges)), make([]int64, len(ranges))
 	for i, r := range ranges {
 		xids[i], los[i], his[i] = r.Xid, r.Lo, r.Hi
 	}
 	return xids, los, his
+}
+
+func attempts(ranges []Range) []int32 {
+	all := make([]int32, len(ranges))
+	for i, r := range ranges {
+		all[i] = int32(r.Attempt)
+	}
+	return all
 }

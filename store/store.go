@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the schema version that this code was written for: the number of the newest file in migrations.
-const Version = 1
+const Version = 2
 
 // These errors have one identity for the whole module; the root package exports them again.
 var (
@@ -52,7 +52,9 @@ type Store struct {
 
 	createTopic, getTopic, listTopics, deleteTopic                             string
 	createSubscription, getSubscription, listSubscriptions, deleteSubscription string
-	publish, claim, claimed, ack                                               string
+	publish, claim, claimed, ack, nack, extend                                 string
+	metrics, listDeadLetters, reprocess, purge                                 string
+	sweep, listExpired, removeOrphans                                          string
 
 	table string // of the schema's state, quoted
 }
@@ -76,6 +78,15 @@ func New(schema string) *Store {
 		claim:              fill(claim),
 		claimed:            fill(claimed),
 		ack:                fill(ack),
+		nack:               fill(nack),
+		extend:             fill(extend),
+		metrics:            fill(metrics),
+		listDeadLetters:    fill(listDeadLetters),
+		reprocess:          fill(reprocess),
+		purge:              fill(purge),
+		sweep:              fill(sweep),
+		listExpired:        fill(listExpired),
+		removeOrphans:      fill(removeOrphans),
 	}
 }
 

@@ -1,9 +1,10 @@
--- claim takes up to max_messages from a subscription for a consumer and leaves what it took in the session setting
+-- claim ends what has expired (sweep_leases), then takes up to max_messages from a subscription for a consumer:
+-- redeliveries that are due, then what late transactions left, then the log. It leaves what it took in the session setting
 -- fastpubsub.claim, for claimed() to read after this transaction has committed. It returns positions to nobody and
 -- payloads never: whoever does not read an answer would hold the subscription's lock for as long as he likes.
 --
 -- It returns 'ok'; 'more' when a filter let through none of what it examined, and there may be more; 'busy' when it did
--- not get the subscription's lock within a second; 'no_subscription'. A claim that examined nothing writes nothing.
+-- not get the subscription's lock within a second; 'no_subscription'. A claim that found nothing writes nothing.
 --
 -- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
 -- that ack inside their own transactions.
@@ -27,11 +28,22 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
+    sweep_pause  CONSTANT interval := '100 ms';  -- leases come in fours and more; each look opens all slots
     class        CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
     sub_num        int;
     current_slot   smallint;
     state          record;
+    now_at         timestamptz;
     deadline       timestamptz;
+    swept          record;
+    due            record;
+    due_xids       bigint[];
+    due_seqs       bigint[];
+    due_attempts   int[];
+    own_xid        bigint;
+    new_swept_to   timestamptz;
+    new_due_to     timestamptz;
+    new_acked      bigint;
     wanted         int := max_messages;
     taken          record;
     matched        record;
@@ -74,34 +86,65 @@ BEGIN
     -- The slot is read under the lock, so cursor rows fill the slots in order, and the newest of the current slot is the
     -- newest of all. Where it has none yet, the others are looked at too; opening them all takes longer than this.
     current_slot := (SELECT last_value FROM {schema}.lease_slot) & 3;
-    SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+    now_at := {schema}.clock();
+    SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts, c.*,
+           EXISTS (SELECT FROM {schema}.deliveries d
+                   WHERE d.sub = sub_num AND d.next_at >= {schema}.due_from(c.due_to, now_at) AND d.next_at <= now_at
+                     AND d.state <> 'acked' AND d.state <> 'dead') AS due
     INTO state
     FROM {schema}.subscriptions s
     CROSS JOIN LATERAL (
-        SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+        SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked
         FROM {schema}.cursors c WHERE c.sub = s.num AND c.slot = current_slot
         ORDER BY c.gen DESC LIMIT 1
     ) c
     WHERE s.num = sub_num;
     IF NOT FOUND THEN
-        SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
+        SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts,
+               c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked, true AS due
         INTO state
-        FROM {schema}.subscriptions s
-        CROSS JOIN LATERAL (
-            SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs
-            FROM {schema}.cursors c WHERE c.sub = s.num
-            ORDER BY c.gen DESC LIMIT 1
-        ) c
+        FROM {schema}.subscriptions s, {schema}.newest_cursor(sub_num) c
         WHERE s.num = sub_num;
     END IF;
     IF NOT FOUND THEN  -- deleted while we waited
         RETURN 'no_subscription';
     END IF;
-    deadline := clock_timestamp() + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
+    now_at := greatest(now_at, state.swept_to);  -- a clock may step back, but no deadline behind what was swept
+    deadline := now_at + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
+    new_swept_to := state.swept_to;
+    new_due_to := state.due_to;
+    new_acked := state.acked;
     late_xids := state.late_xids;
     late_seqs := state.late_seqs;
     new_xid := state.xid;
     new_seq := state.seq;
+
+    IF state.swept_to < now_at - sweep_pause THEN
+        swept := {schema}.sweep_leases(sub_num, state.topic_num, state.max_delivery_attempts, state.swept_to, now_at);
+        IF swept.looked THEN
+            changed := true;
+            new_swept_to := swept.swept_to;
+            new_acked := new_acked + swept.acked;
+            state.due := state.due OR swept.expired > 0;
+        END IF;
+    END IF;
+
+    IF wanted > 0 THEN
+        new_due_to := now_at;
+        IF state.due THEN
+            due := {schema}.claim_due(sub_num, state.max_delivery_attempts, consumer, deadline, wanted,
+                                      {schema}.due_from(state.due_to, now_at), now_at);
+            changed := changed OR due.xids IS NOT NULL OR due.died > 0;
+            new_due_to := due.end_at;
+            due_xids := due.xids;
+            due_seqs := due.seqs;
+            due_attempts := due.attempts;
+            wanted := wanted - coalesce(cardinality(due_xids), 0);
+        END IF;
+    END IF;
+    IF changed THEN
+        own_xid := pg_current_xact_id_if_assigned()::text::bigint;
+    END IF;
 
     IF wanted > 0 AND cardinality(late_xids) > 0 THEN
         taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
@@ -155,7 +198,12 @@ BEGIN
             END IF;
             new_xid := taken.end_xid;
             new_seq := taken.end_seq;
-            IF taken.open_xids[1] < new_xid THEN  -- protection: late when passed
+            -- A transaction that has written has an id, which none of its own snapshots lists. Nothing should be published in
+            -- it, but what is must not be lost.
+            IF own_xid > state.xid AND own_xid < new_xid THEN  -- protection: late when it is our own
+                taken.open_xids := taken.open_xids || own_xid;
+            END IF;
+            IF new_xid > ANY (taken.open_xids) THEN  -- protection: late when passed
                 late_xids := late_xids || ARRAY(SELECT x FROM unnest(taken.open_xids) x WHERE x < new_xid ORDER BY x);
                 late_seqs := late_seqs || array_fill(-1::bigint, ARRAY[cardinality(late_xids) - cardinality(late_seqs)]);
             END IF;
@@ -170,14 +218,20 @@ BEGIN
         END IF;
     END IF;
 
-    -- Only now, behind the last scan: a lease gives this transaction an id, which none of its own snapshots lists.
     IF late_stretches > 0 THEN
         done := {schema}.grant_leases(sub_num, 1::smallint, current_slot, consumer, deadline, single,
                                       xids[:late_stretches], los[:late_stretches], his[:late_stretches]);
     END IF;
     IF changed THEN
-        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
-        VALUES (state.gen + 1, new_xid, new_seq, sub_num, current_slot, late_xids, late_seqs);
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        VALUES (state.gen + 1, new_xid, new_seq, sub_num, current_slot, late_xids, late_seqs,
+                new_swept_to, new_due_to, new_acked);
+    END IF;
+    IF due_xids IS NOT NULL THEN
+        done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,
+                                                         CASE WHEN state.filter_path IS NULL THEN 'all' ELSE '' END,
+                                                         sub_num, due_xids::text, due_seqs::text, due_attempts::text), false);
+        RETURN 'ok';
     END IF;
     IF cardinality(xids) > 0 THEN
         done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,

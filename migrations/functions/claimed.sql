@@ -1,8 +1,9 @@
--- claimed reads the messages that claim took last in this session, in the order in which it took them, without any
--- lock. One row a record batch: the messages of transaction xid in the stretches [los[i], his[i]), their payloads and
--- attributes in that order. What is gone by now, because the log was truncated, is skipped.
+-- claimed reads the messages that claim took last in this session, redeliveries first and then in the order in which it
+-- took them, without any lock. One row a record batch: the messages of transaction xid in the stretches [los[i], his[i]),
+-- their payloads and attributes in that order, and how often each was delivered. A redelivery has a row of its own. What is
+-- gone by now, because it was acked or the log was truncated, is skipped.
 CREATE OR REPLACE FUNCTION {schema}.claimed()
-RETURNS TABLE (xid bigint, los bigint[], his bigint[], created_at timestamptz, payloads text[], attributes text[])
+RETURNS TABLE (xid bigint, los bigint[], his bigint[], created_at timestamptz, payloads text[], attributes text[], attempts int)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -14,7 +15,18 @@ AS $$
 DECLARE
     claim text[] := string_to_array(current_setting('fastpubsub.claim', true), '|');
 BEGIN
-    IF cardinality(claim) < 5 THEN
+    IF claim[7] IS NOT NULL THEN
+        RETURN QUERY
+        SELECT w.xid, ARRAY[w.seq], ARRAY[w.seq + 1], d.created_at, ARRAY[d.payload],
+               CASE WHEN d.attributes IS NOT NULL THEN ARRAY[d.attributes::text] END, w.attempts
+        FROM unnest(claim[8]::bigint[], claim[9]::bigint[], claim[10]::int[]) w(xid, seq, attempts)
+        CROSS JOIN LATERAL (
+            SELECT d.created_at, d.payload, d.attributes
+            FROM {schema}.deliveries d WHERE d.sub = claim[7]::int AND d.xid = w.xid AND d.seq = w.seq
+            LIMIT 1
+        ) d;
+    END IF;
+    IF claim[3] IS NULL THEN
         RETURN;
     END IF;
     IF claim[6] = 'all' THEN
@@ -22,7 +34,7 @@ BEGIN
         RETURN QUERY
         SELECT w.xid, ARRAY[w.lo], ARRAY[w.hi], m.created_at,
                CASE WHEN w.hi - w.lo = m.n THEN m.payloads ELSE m.payloads[w.lo - m.base + 1:w.hi - m.base] END,
-               CASE WHEN w.hi - w.lo = m.n THEN m.attributes ELSE m.attributes[w.lo - m.base + 1:w.hi - m.base] END::text[]
+               CASE WHEN w.hi - w.lo = m.n THEN m.attributes ELSE m.attributes[w.lo - m.base + 1:w.hi - m.base] END::text[], 1
         FROM unnest(claim[2]::smallint[], claim[3]::bigint[], claim[4]::bigint[], claim[5]::bigint[]) w(slot, xid, lo, hi)
         CROSS JOIN LATERAL (
             SELECT m.created_at, m.n, m.base, m.payloads, m.attributes
@@ -43,7 +55,7 @@ BEGIN
            CASE WHEN m.attributes IS NOT NULL THEN
                     ARRAY(SELECT a.attribute::text FROM unnest(m.attributes) WITH ORDINALITY a(attribute, i)
                           WHERE w.base + a.i - 1 <@ w.wanted ORDER BY a.i)
-           END
+           END, 1
     FROM (
         SELECT r.slot, r.xid, r.lo & ~65535::bigint AS base, min(r.ord) AS ord, range_agg(int8range(r.lo, r.hi)) AS wanted,
                array_agg(r.lo ORDER BY r.ord) AS los, array_agg(r.hi ORDER BY r.ord) AS his

@@ -44,7 +44,7 @@ BEGIN
     END IF;
     FOR start IN 1..total BY per_batch LOOP
         INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads, attributes)
-        SELECT pg_current_xact_id()::text::bigint, nextval('{schema}.message_base') << 16, clock_timestamp(), t.num,
+        SELECT pg_current_xact_id()::text::bigint, nextval('{schema}.message_base') << 16, {schema}.clock(), t.num,
                least(per_batch, total - start + 1), s.last_value & 3,
                CASE WHEN per_batch = total THEN publish.payloads ELSE publish.payloads[start:start + per_batch - 1] END,
                CASE WHEN per_batch = total THEN publish.attributes ELSE publish.attributes[start:start + per_batch - 1] END

@@ -36,9 +36,29 @@ SELECT sub, lo FROM (
 WHERE lo < upto`},
 	{"a lease of a late transaction is of that one alone", `
 SELECT sub, first_xid, last_xid FROM {schema}.leases WHERE kind = 1 AND first_xid <> last_xid`},
-	{"what a lease was granted for is acked or remains", `
-SELECT sub, first_xid, first_seq FROM {schema}.leases
-WHERE acked < 0 OR isempty(remaining) AND acked = 0`},
+	{"no message is both leased and in deliveries", `
+SELECT d.sub, d.xid, d.seq FROM {schema}.deliveries d
+JOIN {schema}.leases l ON l.sub = d.sub AND l.remaining @> d.seq`},
+	{"no message is both in deliveries and beyond the cursor", `
+SELECT d.sub, d.xid, d.seq FROM {schema}.deliveries d
+WHERE (d.xid, d.seq) > (SELECT c.xid, c.seq FROM {schema}.cursors c WHERE c.sub = d.sub ORDER BY c.gen DESC LIMIT 1)`},
+	{"attempts are within the limit", `
+SELECT d.sub, d.xid, d.seq, d.attempts FROM {schema}.deliveries d JOIN {schema}.subscriptions s ON s.num = d.sub
+WHERE d.attempts < 0 OR d.attempts > s.max_delivery_attempts
+   OR d.state IN ('available', 'expired') AND d.attempts >= s.max_delivery_attempts
+   OR d.state IN ('leased', 'dead', 'expired') AND d.attempts = 0`},
+	{"what is dead has a time of death, and nothing else has", `
+SELECT sub, xid, seq FROM {schema}.deliveries WHERE (state = 'dead') <> (dead_at IS NOT NULL)`},
+	{"a lease that was swept is empty or held", `
+SELECT l.sub, l.first_xid, l.first_seq FROM {schema}.leases l
+WHERE NOT isempty(l.remaining)
+  AND l.deadline <= (SELECT c.swept_to FROM {schema}.cursors c WHERE c.sub = l.sub ORDER BY c.gen DESC LIMIT 1)
+  AND NOT EXISTS (SELECT FROM {schema}.held_leases h
+                  WHERE h.sub = l.sub AND h.kind = l.kind AND h.first_xid = l.first_xid AND h.first_seq = l.first_seq)`},
+	{"no lease has acked a negative number", `SELECT sub, first_xid, first_seq FROM {schema}.leases WHERE acked < 0`},
+	{"what a cursor counts never goes down", `
+SELECT a.sub, a.gen FROM {schema}.cursors a JOIN {schema}.cursors b ON b.sub = a.sub AND b.gen = a.gen + 1
+WHERE b.acked < a.acked OR b.swept_to < a.swept_to`},
 	{"a cursor has no gaps", `
 SELECT sub FROM {schema}.cursors GROUP BY sub HAVING count(*) <> max(gen) - min(gen) + 1`},
 	{"a cursor never goes back", `

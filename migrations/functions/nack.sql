@@ -1,0 +1,21 @@
+-- nack gives leased messages back as failed, in the caller's transaction: each waits for delay_seconds, or for the
+-- subscription's backoff if that is NULL, and is then delivered again, or it is dead if its attempts are used up. It returns
+-- how many; NULL means that there is no such subscription. attempts[i] is the delivery that is meant, 0 any; see
+-- move_leased.
+CREATE OR REPLACE FUNCTION {schema}.nack(
+    sub_id text, xids bigint[], los bigint[], his bigint[], attempts int[], delay_seconds int, error text) RETURNS bigint
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_incremental_sort = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+AS $$
+BEGIN
+    IF delay_seconds < 0 THEN
+        RAISE EXCEPTION 'delay_seconds must be at least 0' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN {schema}.move_leased(sub_id, xids, los, his, attempts, 'retry', delay_seconds, error);
+END $$;
