@@ -586,6 +586,217 @@ var hazards = []hazard{
 			return nil
 		},
 	},
+	{
+		name: "a lease whose row somebody has locked when it runs out",
+		protections: []protection{
+			{"sweep_leases", "FOR UPDATE SKIP LOCKED  -- protection: wait for nobody", "FOR UPDATE"},
+			{"sweep_leases", "(k.i = ANY (got.numbers)) IS NOT TRUE;  -- protection: held", "false;"},
+		},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			ids := publish(t, b, "t", numbered(0, 3)...)
+			held := idsOf(consume(t, b, "s", 1))
+			consume(t, b, "s", 10)
+			tx := begin(t, db, pgx.TxOptions{})
+			if n, err := b.AckTx(t.Context(), tx, "s", held); err != nil || n != 1 {
+				return fmt.Errorf("acked %d, %w", n, err)
+			}
+			if err := clock.Move(t.Context(), time.Hour); err != nil {
+				return err
+			}
+			err := within(t, "consume", func(ctx context.Context) error {
+				msgs, err := b.Consume(ctx, "s", fastpubsub.ConsumeOptions{Consumer: "test"})
+				if err == nil && !slices.Equal(idsOf(msgs), ids[1:]) {
+					err = fmt.Errorf("got %v, want %v", idsOf(msgs), ids[1:])
+				}
+				return err
+			})
+			if err != nil {
+				return err
+			}
+			if err := tx.Rollback(t.Context()); err != nil {
+				return err
+			}
+			if err := clock.Move(t.Context(), time.Second); err != nil {
+				return err
+			}
+			return wantDelivered(t, b, "s", 10, held...)
+		},
+	},
+	{
+		name:        "an ack that finds its lease swept",
+		protections: []protection{{"ack", "IF acked = upper(wanted) - lower(wanted) OR", "IF true OR"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 3)...)
+			ids := idsOf(consume(t, b, "s", 10))
+			if err := clock.Move(t.Context(), time.Hour); err != nil {
+				return err
+			}
+			tx := begin(t, db, pgx.TxOptions{})
+			if _, err := tx.Exec(t.Context(), db.SQL(`SELECT {schema}.claim('s', 'other', 0, NULL, false)`)); err != nil {
+				return err
+			}
+			var n int
+			var g errgroup.Group
+			g.Go(func() (err error) {
+				n, err = b.Ack(t.Context(), "s", ids)
+				return err
+			})
+			waitForLockWaits(t, db, 1)
+			commit(t, tx)
+			if err := g.Wait(); err != nil || n != 3 {
+				return fmt.Errorf("acked %d, %w", n, err)
+			}
+			return wantDelivered(t, b, "s", 10)
+		},
+	},
+	{
+		name: "a consumer whose lease has run out gives back what others have",
+		protections: []protection{
+			{"move_leased", "AND l.remaining = old AND l.deadline > now_at  -- protection: not after the deadline", "AND l.remaining = old"},
+			{"move_leased", "AND (coalesce(r.attempt, 0) = 0 OR d.attempts = r.attempt)  -- protection: the current attempt", ""},
+		},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 3)...)
+			old := consume(t, b, "s", 10)
+			if err := clock.Move(t.Context(), time.Hour); err != nil {
+				return err
+			}
+			for range 2 { // before and after somebody else has them
+				if n, err := b.Nack(t.Context(), "s", deliveriesOf(old), fastpubsub.NackOptions{}); err != nil || n != 0 {
+					return fmt.Errorf("nacked %d, %w", n, err)
+				}
+				if n, err := b.Extend(t.Context(), "s", deliveriesOf(old), time.Minute); err != nil || n != 0 {
+					return fmt.Errorf("extended %d, %w", n, err)
+				}
+				consume(t, b, "s", 10)
+			}
+			return nil
+		},
+	},
+	{
+		name:        "a nack of an id that was never given out",
+		protections: []protection{{"move_leased", "AND m.xid = r.xid AND m.base >= r.lo & ~65535::bigint", "AND m.xid >= r.xid AND m.base >= r.lo & ~65535::bigint"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 2)...)
+			publish(t, b, "t", numbered(2, 1)...)
+			msgs := consume(t, b, "s", 10)
+			made := msgs[2].Delivery
+			copy(made.ID[:8], msgs[0].ID[:8]) // the transaction of another message, with the seq of this one
+			if n, err := b.Nack(t.Context(), "s", []fastpubsub.Delivery{made}, fastpubsub.NackOptions{}); err != nil || n != 0 {
+				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			if n, err := b.Ack(t.Context(), "s", idsOf(msgs)); err != nil || n != 3 {
+				return fmt.Errorf("acked %d, %w", n, err)
+			}
+			return nil
+		},
+	},
+	{
+		name:        "a clock that steps back behind what was swept",
+		protections: []protection{{"claim", "now_at := greatest(now_at, state.swept_to);", "NULL;"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 1)...)
+			first := idsOf(consume(t, b, "s", 10))
+			if err := clock.Move(t.Context(), 24*time.Hour); err != nil {
+				return err
+			}
+			if err := wantDelivered(t, b, "s", 10, first...); err != nil {
+				return err
+			}
+			if n, err := b.Ack(t.Context(), "s", first); err != nil || n != 1 {
+				return fmt.Errorf("acked %d, %w", n, err)
+			}
+			if err := clock.Move(t.Context(), -12*time.Hour); err != nil {
+				return err
+			}
+			second := publish(t, b, "t", numbered(1, 1)...)
+			if err := wantDelivered(t, b, "s", 10, second...); err != nil {
+				return err
+			}
+			if err := clock.Move(t.Context(), 48*time.Hour); err != nil {
+				return err
+			}
+			return wantDelivered(t, b, "s", 10, second...)
+		},
+	},
+	{
+		name:        "a thousand leases that run out at once",
+		protections: []protection{{"sweep_leases", "WHERE l.messages - l.own < max_messages;", "WHERE true;"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			ids := publish(t, b, "t", numbered(0, 900)...)
+			for range 9 {
+				consume(t, b, "s", 100)
+				if err := clock.Move(t.Context(), time.Millisecond); err != nil {
+					return err
+				}
+			}
+			if err := clock.Move(t.Context(), time.Hour); err != nil {
+				return err
+			}
+			exec(t, db, `SELECT {schema}.claim('s', 'other', 0, NULL, false)`)
+			if n := query[int](t, db, `SELECT count(*) FROM {schema}.deliveries`); n != 500 {
+				return fmt.Errorf("one call moved %d messages, want 500", n)
+			}
+			return wantDelivered(t, b, "s", 100, ids...)
+		},
+	},
+	{
+		name:        "a redelivery in a transaction that publishes afterwards",
+		protections: []protection{{"claim", "IF own_xid > state.xid AND own_xid < new_xid THEN", "IF false THEN"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 1)...)
+			msgs := consume(t, b, "s", 10)
+			if n, err := b.Nack(t.Context(), "s", deliveriesOf(msgs), fastpubsub.NackOptions{Immediate: true}); err != nil || n != 1 {
+				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			// The claim pauses between the redelivery, which gives it an id, and the scan, so that a later transaction commits.
+			const pause = 4711
+			definition := query[string](t, db, `SELECT pg_get_functiondef(oid) FROM pg_proc WHERE proname = 'claim' AND pronamespace = $1::regnamespace`, db.Schema)
+			const line = "own_xid := pg_current_xact_id_if_assigned()"
+			if strings.Count(definition, line) != 1 {
+				t.Fatalf("claim has %q %d times", line, strings.Count(definition, line))
+			}
+			exec(t, db, strings.Replace(definition, line, fmt.Sprintf("PERFORM pg_advisory_xact_lock(%d, sub_num); ", pause)+line, 1))
+			gate := begin(t, db, pgx.TxOptions{})
+			if _, err := gate.Exec(t.Context(), db.SQL(`SELECT pg_advisory_xact_lock($1, num) FROM {schema}.subscriptions`), pause); err != nil {
+				return err
+			}
+			tx := begin(t, db, pgx.TxOptions{})
+			var g errgroup.Group
+			g.Go(func() error {
+				_, err := tx.Exec(t.Context(), db.SQL(`SELECT {schema}.claim('s', 'test', 10, NULL, false)`))
+				return err
+			})
+			waitForLockWaits(t, db, 1)
+			publish(t, b, "t", numbered(1, 1)...)
+			commit(t, gate)
+			if err := g.Wait(); err != nil {
+				return err
+			}
+			own := publishTx(t, b, tx, "t", numbered(2, 1)...)
+			commit(t, tx)
+			return wantDelivered(t, b, "s", 10, own...)
+		},
+	},
 }
 
 func wantCode(err error, code string) error {

@@ -75,7 +75,7 @@ func TestOthersDoNotWait(t *testing.T) {
 		createTopic(t, b, "t")
 		createSubscription(t, b, "s", "t", noFilter)
 		tx := begin(t, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead})
-		for _, table := range []string{"topics", "subscriptions", "messages", "cursors", "leases", "log_state"} {
+		for _, table := range []string{"topics", "subscriptions", "messages", "cursors", "leases", "deliveries", "held_leases", "log_state"} {
 			if _, err := tx.Exec(t.Context(), db.SQL(`LOCK TABLE {schema}.`+table+` IN ACCESS SHARE MODE`)); err != nil {
 				t.Fatal(err)
 			}
@@ -88,8 +88,17 @@ func TestOthersDoNotWait(t *testing.T) {
 			if err := wantDelivered(t, b, "s", 4, ids...); err != nil {
 				return err
 			}
-			if n, err := b.Ack(ctx, "s", ids); err != nil || n != 10 {
+			if n, err := b.Ack(ctx, "s", ids[1:]); err != nil || n != 9 {
 				return fmt.Errorf("acked %d, %w", n, err)
+			}
+			if n, err := b.Nack(ctx, "s", []fastpubsub.Delivery{{ID: ids[0]}}, fastpubsub.NackOptions{Immediate: true}); err != nil || n != 1 {
+				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			if err := wantDelivered(t, b, "s", 4, ids[0]); err != nil {
+				return err
+			}
+			if _, err := b.CleanupStuck(ctx); err != nil {
+				return err
 			}
 			return b.DeleteTopic(ctx, "t")
 		})
@@ -123,6 +132,156 @@ func TestOthersDoNotWait(t *testing.T) {
 	})
 }
 
+// TestHeldRows keeps a transaction open that has acked or nacked messages past their deadlines, in leases and in deliveries,
+// and looks whether everybody else goes on: nobody waits, and nothing is lost when the transaction rolls back.
+func TestHeldRows(t *testing.T) {
+	t.Parallel()
+	for _, hold := range []struct {
+		name string
+		in   func(b *fastpubsub.Broker, tx pgx.Tx, msgs []fastpubsub.Message) (int, error)
+	}{
+		{"acked", func(b *fastpubsub.Broker, tx pgx.Tx, msgs []fastpubsub.Message) (int, error) {
+			return b.AckTx(context.Background(), tx, "s", idsOf(msgs))
+		}},
+		{"nacked", func(b *fastpubsub.Broker, tx pgx.Tx, msgs []fastpubsub.Message) (int, error) {
+			return b.NackTx(context.Background(), tx, "s", deliveriesOf(msgs), fastpubsub.NackOptions{})
+		}},
+	} {
+		for _, from := range []string{"leases", "deliveries"} {
+			t.Run(hold.name+" from "+from, func(t *testing.T) {
+				t.Parallel()
+				b, db := newBroker(t)
+				clock := db.StopClock(t)
+				move := func(d time.Duration) {
+					t.Helper()
+					if err := clock.Move(t.Context(), d); err != nil {
+						t.Fatal(err)
+					}
+				}
+				createTopic(t, b, "t")
+				createSubscription(t, b, "s", "t", noFilter)
+				ids := publish(t, b, "t", numbered(0, 20)...)
+				msgs, err := b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test", Max: 20, Single: true})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if from == "deliveries" {
+					move(time.Hour)
+					msgs = consume(t, b, "s", 20)
+				}
+				tx := begin(t, db, pgx.TxOptions{})
+				if n, err := hold.in(b, tx, msgs[:10]); err != nil || n != 10 {
+					t.Fatalf("%s %d, %v", hold.name, n, err)
+				}
+				err = within(t, "others", func(ctx context.Context) error {
+					if n, err := b.Nack(ctx, "s", deliveriesOf(msgs[10:12]), fastpubsub.NackOptions{Immediate: true}); err != nil || n != 2 {
+						return fmt.Errorf("nacked %d, %w", n, err)
+					}
+					if n, err := b.Extend(ctx, "s", deliveriesOf(msgs[12:14]), time.Minute); err != nil || n != 2 {
+						return fmt.Errorf("extended %d, %w", n, err)
+					}
+					if n, err := b.Ack(ctx, "s", ids[14:16]); err != nil || n != 2 {
+						return fmt.Errorf("acked %d, %w", n, err)
+					}
+					more, err := b.Publish(ctx, "t", numbered(20, 5)...)
+					if err != nil {
+						return err
+					}
+					move(time.Hour) // all leases have run out
+					for range 2 {
+						if _, err := b.CleanupStuck(ctx); err != nil {
+							return err
+						}
+					}
+					if _, err := b.Metrics(ctx, "s"); err != nil {
+						return err
+					}
+					want := append(slices.Concat(ids[10:14], ids[16:]), more...)
+					if err := wantDelivered(t, b, "s", 3, want...); err != nil {
+						return err
+					}
+					n, err := b.Ack(ctx, "s", want)
+					if err != nil || n != len(want) {
+						return fmt.Errorf("acked %d of %d, %w", n, len(want), err)
+					}
+					return nil
+				})
+				if err != nil {
+					t.Fatal(err)
+				}
+				if err := tx.Rollback(t.Context()); err != nil {
+					t.Fatal(err)
+				}
+				move(time.Hour)
+				if err := wantDelivered(t, b, "s", 7, ids[:10]...); err != nil {
+					t.Error(err)
+				}
+				err = within(t, "delete", func(ctx context.Context) error { return b.DeleteSubscription(ctx, "s") })
+				if err != nil {
+					t.Error(err)
+				}
+				if _, err := b.CleanupStuck(t.Context()); err != nil {
+					t.Error(err)
+				}
+				if n := query[int](t, db, `SELECT count(*) FROM {schema}.deliveries`) + query[int](t, db, `SELECT count(*) FROM {schema}.held_leases`); n > 0 {
+					t.Errorf("%d rows are left of the deleted subscription", n)
+				}
+			})
+		}
+	}
+}
+
+// TestHeldSubscription keeps the lock of a subscription: only what consumes from it waits, for a second.
+func TestHeldSubscription(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	clock := db.StopClock(t)
+	createTopic(t, b, "t")
+	createRetrying(t, b, "s", "t", 1)
+	createRetrying(t, b, "other", "t", 1)
+	ids := publish(t, b, "t", numbered(0, 10)...)
+	msgs := consume(t, b, "s", 10)
+	consume(t, b, "other", 10)
+	tx := begin(t, db, pgx.TxOptions{})
+	if _, err := tx.Exec(t.Context(), db.SQL(`SELECT {schema}.claim('s', 'stuck', 10, NULL, false)`)); err != nil {
+		t.Fatal(err)
+	}
+	err := within(t, "others", func(ctx context.Context) error {
+		if n, err := b.Ack(ctx, "s", ids[:2]); err != nil || n != 2 {
+			return fmt.Errorf("acked %d, %w", n, err)
+		}
+		if n, err := b.Nack(ctx, "s", deliveriesOf(msgs[2:4]), fastpubsub.NackOptions{}); err != nil || n != 2 {
+			return fmt.Errorf("nacked %d, %w", n, err)
+		}
+		if n, err := b.Extend(ctx, "s", deliveriesOf(msgs[4:6]), 2*time.Hour); err != nil || n != 2 {
+			return fmt.Errorf("extended %d, %w", n, err)
+		}
+		if n, err := b.Reprocess(ctx, "s", ids[2:3]); err != nil || n != 1 {
+			return fmt.Errorf("reprocessed %d, %w", n, err)
+		}
+		if n, err := b.Purge(ctx, "s", ids[3:4]); err != nil || n != 1 {
+			return fmt.Errorf("purged %d, %w", n, err)
+		}
+		wantMetrics(t, b, "s", fastpubsub.Metrics{Available: 1, Delivered: 6, Acked: 2})
+		if err := clock.Move(ctx, time.Hour); err != nil {
+			return err
+		}
+		stuck, err := b.CleanupStuck(ctx)
+		if want := (fastpubsub.Stuck{DeadLetters: 10, Busy: 1}); err != nil || stuck != want {
+			return fmt.Errorf("cleanup did %+v, want %+v, %w", stuck, want, err)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	commit(t, tx)
+	stuck, err := b.CleanupStuck(t.Context())
+	if want := (fastpubsub.Stuck{DeadLetters: 4}); err != nil || stuck != want {
+		t.Errorf("cleanup did %+v, want %+v, %v", stuck, want, err)
+	}
+}
+
 // TestClientThatDoesNotRead claims more than any buffer between server and client holds and does not read the answer: the
 // claim is over all the same, and others go on with what it left.
 func TestClientThatDoesNotRead(t *testing.T) {
@@ -145,7 +304,7 @@ func TestClientThatDoesNotRead(t *testing.T) {
 		`BEGIN ISOLATION LEVEL READ COMMITTED`,
 		`SELECT {schema}.claim('s', 'stuck', 50, NULL, false)`,
 		`COMMIT`,
-		`SELECT xid, los, his, created_at, payloads, attributes FROM {schema}.claimed()`,
+		`SELECT xid, los, his, created_at, payloads, attributes, attempts FROM {schema}.claimed()`,
 	} {
 		pipeline.SendQueryParams(db.SQL(sql), nil, nil, nil, nil)
 	}

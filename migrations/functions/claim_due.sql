@@ -9,15 +9,16 @@ CREATE OR REPLACE FUNCTION {schema}.claim_due(
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    due record;
+    due  record;
+    rest int := want;
 BEGIN
     died := 0;
     end_at := from_at;
     LOOP
         SELECT array_agg(d.tid) AS tids, count(*) AS n, max(d.next_at) AS upto,
-               array_agg(d.xid ORDER BY d.xid, d.seq) FILTER (WHERE d.attempts < max_attempts) AS xids,
-               array_agg(d.seq ORDER BY d.xid, d.seq) FILTER (WHERE d.attempts < max_attempts) AS seqs,
-               array_agg(d.attempts + 1 ORDER BY d.xid, d.seq) FILTER (WHERE d.attempts < max_attempts) AS attempts
+               array_agg(d.xid) FILTER (WHERE d.attempts < max_attempts) AS xids,
+               array_agg(d.seq) FILTER (WHERE d.attempts < max_attempts) AS seqs,
+               array_agg(d.attempts + 1) FILTER (WHERE d.attempts < max_attempts) AS attempts
         INTO due
         FROM (
             SELECT d.ctid AS tid, d.xid, d.seq, d.next_at, d.attempts
@@ -25,7 +26,7 @@ BEGIN
             WHERE d.sub = sub_num AND d.next_at >= end_at AND d.next_at <= now_at
               AND d.state <> 'acked' AND d.state <> 'dead'
             ORDER BY d.next_at
-            LIMIT want
+            LIMIT rest
             FOR UPDATE SKIP LOCKED
         ) d;
         UPDATE {schema}.deliveries d
@@ -40,11 +41,16 @@ BEGIN
         seqs := seqs || due.seqs;
         attempts := attempts || due.attempts;
         died := died + due.n - coalesce(cardinality(due.xids), 0);
-        IF due.n < want THEN
+        IF due.n < rest THEN
             end_at := now_at;
             EXIT;
         END IF;
         end_at := due.upto;
-        EXIT WHEN due.xids IS NOT NULL OR died >= 1000;  -- a batch of dead letters only must not look like the end
+        rest := rest - coalesce(cardinality(due.xids), 0);
+        EXIT WHEN rest = 0 OR died >= 1000;  -- the next call goes on
     END LOOP;
+    SELECT array_agg(d.xid ORDER BY d.xid, d.seq), array_agg(d.seq ORDER BY d.xid, d.seq),
+           array_agg(d.attempt ORDER BY d.xid, d.seq)
+    INTO xids, seqs, attempts
+    FROM unnest(xids, seqs, attempts) d(xid, seq, attempt);
 END $$;

@@ -50,7 +50,7 @@ WHERE d.attempts < 0 OR d.attempts > s.max_delivery_attempts
 	{"what is dead has a time of death, and nothing else has", `
 SELECT sub, xid, seq FROM {schema}.deliveries WHERE (state = 'dead') <> (dead_at IS NOT NULL)`},
 	{"a lease that was swept is empty or held", `
-SELECT l.sub, l.first_xid, l.first_seq FROM {schema}.leases l
+SELECT l.sub, l.first_xid, l.first_seq FROM {schema}.leases l JOIN {schema}.subscriptions s ON s.num = l.sub
 WHERE NOT isempty(l.remaining)
   AND l.deadline <= (SELECT c.swept_to FROM {schema}.cursors c WHERE c.sub = l.sub ORDER BY c.gen DESC LIMIT 1)
   AND NOT EXISTS (SELECT FROM {schema}.held_leases h
