@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/http"
 	"sync"
+	"time"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -25,6 +26,12 @@ type Broker interface {
 	Publish(ctx context.Context, topicID string, msgs ...fastpubsub.NewMessage) ([]fastpubsub.ID, error)
 	Consume(ctx context.Context, subscriptionID string, options fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error)
 	Ack(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)
+	Nack(ctx context.Context, subscriptionID string, deliveries []fastpubsub.Delivery, options fastpubsub.NackOptions) (int, error)
+	Extend(ctx context.Context, subscriptionID string, deliveries []fastpubsub.Delivery, ackDeadline time.Duration) (int, error)
+
+	DeadLetters(ctx context.Context, subscriptionID string, options fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error)
+	Reprocess(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)
+	Metrics(ctx context.Context, subscriptionID string) (fastpubsub.Metrics, error)
 
 	Check(ctx context.Context) error
 }
@@ -42,7 +49,7 @@ type Config struct {
 	// broker takes.
 	PublishMaxMessages int
 
-	// AckMaxIDs is how many messages one request may ack. Default 1,000; a broker takes 10,000.
+	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
 }
 
@@ -58,6 +65,7 @@ const (
 	defaultBatchSize      = 10
 	maxWaitSeconds        = 30
 	maxAckDeadlineSeconds = 12 * 60 * 60
+	maxDelaySeconds       = 366 * 24 * 60 * 60
 	maxConsumerLength     = 128
 )
 

@@ -35,6 +35,11 @@ type broker struct {
 	publish            func(string, []fastpubsub.NewMessage) ([]fastpubsub.ID, error)
 	consume            func(context.Context, string, fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error)
 	ack                func(string, []fastpubsub.ID) (int, error)
+	nack               func(string, []fastpubsub.Delivery, fastpubsub.NackOptions) (int, error)
+	extend             func(string, []fastpubsub.Delivery, time.Duration) (int, error)
+	deadLetters        func(string, fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error)
+	reprocess          func(string, []fastpubsub.ID) (int, error)
+	metrics            func(string) (fastpubsub.Metrics, error)
 	check              func(context.Context) error
 }
 
@@ -68,6 +73,21 @@ func (b *broker) Consume(ctx context.Context, id string, o fastpubsub.ConsumeOpt
 }
 func (b *broker) Ack(_ context.Context, id string, ids []fastpubsub.ID) (int, error) {
 	return b.ack(id, ids)
+}
+func (b *broker) Nack(_ context.Context, id string, ds []fastpubsub.Delivery, o fastpubsub.NackOptions) (int, error) {
+	return b.nack(id, ds, o)
+}
+func (b *broker) Extend(_ context.Context, id string, ds []fastpubsub.Delivery, d time.Duration) (int, error) {
+	return b.extend(id, ds, d)
+}
+func (b *broker) DeadLetters(_ context.Context, id string, o fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error) {
+	return b.deadLetters(id, o)
+}
+func (b *broker) Reprocess(_ context.Context, id string, ids []fastpubsub.ID) (int, error) {
+	return b.reprocess(id, ids)
+}
+func (b *broker) Metrics(_ context.Context, id string) (fastpubsub.Metrics, error) {
+	return b.metrics(id)
 }
 func (b *broker) Check(ctx context.Context) error { return b.check(ctx) }
 
@@ -135,7 +155,25 @@ func working() *broker {
 				Delivery: fastpubsub.Delivery{ID: message1, DeliveryAttempts: 1}, SubscriptionID: "s", Payload: json.RawMessage(`{"a" : 1.0}`), CreatedAt: created,
 			}}, knows(id, "s")
 		},
-		ack:   func(id string, ids []fastpubsub.ID) (int, error) { return len(ids), knows(id, "s") },
+		ack: func(id string, ids []fastpubsub.ID) (int, error) { return len(ids), knows(id, "s") },
+		nack: func(id string, ds []fastpubsub.Delivery, _ fastpubsub.NackOptions) (int, error) {
+			return len(ds), knows(id, "s")
+		},
+		extend: func(id string, ds []fastpubsub.Delivery, _ time.Duration) (int, error) {
+			return len(ds), knows(id, "s")
+		},
+		deadLetters: func(id string, _ fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error) {
+			m := fastpubsub.Message{Delivery: fastpubsub.Delivery{ID: message1, DeliveryAttempts: 5}, SubscriptionID: "s",
+				Payload: json.RawMessage(`{"a" : 1.0}`), CreatedAt: created}
+			explained := m
+			explained.Attributes = map[string]string{"k": "v"}
+			return []fastpubsub.DeadLetter{{Message: m, DeadAt: created}, {Message: explained, DeadAt: created, LastError: "a \"<b>\""}}, knows(id, "s")
+		},
+		reprocess: func(id string, ids []fastpubsub.ID) (int, error) { return len(ids), knows(id, "s") },
+		metrics: func(id string) (fastpubsub.Metrics, error) {
+			return fastpubsub.Metrics{Available: 150, Delayed: 3, Delivered: 25, Acked: 1000, DeadLetters: 5,
+				OldestUnackedAge: 1500 * time.Millisecond}, knows(id, "s")
+		},
 		check: func(context.Context) error { return nil },
 	}
 }
@@ -164,6 +202,8 @@ const (
 	noSubscription = `{"detail":"Subscription not found"}`
 	messagesOfS    = `{"data":[{"id":"550e8400-e29b-81d4-a716-446655440000","subscription_id":"s","payload":{"a" : 1.0},"delivery_attempts":1,"created_at":"2025-12-29T15:30:00Z"}]}`
 	anID           = `"550e8400-e29b-81d4-a716-446655440000"`
+	deadOfS        = `{"data":[{"id":` + anID + `,"subscription_id":"s","payload":{"a" : 1.0},"delivery_attempts":5,"created_at":"2025-12-29T15:30:00Z","last_error":null,"dead_at":"2025-12-29T15:30:00Z"},` +
+		`{"id":` + anID + `,"subscription_id":"s","payload":{"a" : 1.0},"delivery_attempts":5,"created_at":"2025-12-29T15:30:00Z","attributes":{"k":"v"},"last_error":"a \"<b>\"","dead_at":"2025-12-29T15:30:00Z"}]}`
 )
 
 // Every route, what it answers, and every way in which a request can be refused before the broker is asked.
@@ -318,6 +358,44 @@ func TestRoutes(t *testing.T) {
 		{"ack many", "POST", "/subscriptions/s/acks", `[1,1,1,1,1]`, nil, 422, problem("too_long", `"body"`, "must have at most 4 items, not 5")},
 		{"ack object", "POST", "/subscriptions/s/acks", `{"ids":[]}`, nil, 422, problem("list_type", `"body"`, "must be a list")},
 
+		{"nack", "POST", "/subscriptions/s/nacks", `[` + anID + `]`, nil, 204, ""},
+		{"nack, count", "POST", "/subscriptions/s/nacks", `[` + anID + `,` + anID + `]`, representation, 200, `{"count":2}`},
+		{"nack nothing", "POST", "/subscriptions/s/nacks", `[]`, nil, 204, ""},
+		{"nack on nothing", "POST", "/subscriptions/x/nacks", `[]`, nil, 404, noSubscription},
+		{"nack with a delay", "POST", "/subscriptions/s/nacks", ` {"ids":[` + anID + `],"delay_seconds":31622400}`, representation, 200, `{"count":1}`},
+		{"nack, delay null", "POST", "/subscriptions/s/nacks", `{"ids":[` + anID + `],"delay_seconds":null}`, nil, 204, ""},
+		{"nack junk", "POST", "/subscriptions/x/nacks", `["a"]`, nil, 422, problem("uuid_parsing", `"body",0`, "must be a UUID")},
+		{"all that is wrong with nack", "POST", "/subscriptions/x/nacks", `{"delay_seconds":-1,"ids":["a",5,` + anID + `]}`, nil, 422, `{"detail":[` +
+			`{"type":"uuid_parsing","loc":["body","ids",0],"msg":"must be a UUID"},` +
+			`{"type":"uuid_type","loc":["body","ids",1],"msg":"must be a string with a UUID"},` +
+			`{"type":"greater_than_equal","loc":["body","delay_seconds"],"msg":"must be at least 0"}]}`},
+		{"nack for long", "POST", "/subscriptions/s/nacks", `{"ids":[],"delay_seconds":31622401}`, nil, 422, problem("less_than_equal", `"body","delay_seconds"`, "must be at most 31622400")},
+		{"nack without ids", "POST", "/subscriptions/s/nacks", `{}`, nil, 422, problem("missing", `"body","ids"`, "must not be missing")},
+		{"nack, ids null", "POST", "/subscriptions/s/nacks", `{"ids":null}`, nil, 422, problem("list_type", `"body","ids"`, "must be a list")},
+		{"nack many", "POST", "/subscriptions/s/nacks", `{"ids":[1,1,1,1,1]}`, nil, 422, problem("too_long", `"body","ids"`, "must have at most 4 items, not 5")},
+		{"nack a number", "POST", "/subscriptions/s/nacks", `5`, nil, 422, problem("list_type", `"body"`, "must be a list")},
+
+		{"extend", "POST", "/subscriptions/s/leases", `{"ids":[` + anID + `],"ack_deadline_seconds":43200}`, nil, 204, ""},
+		{"give back, count", "POST", "/subscriptions/s/leases", `{"ids":[` + anID + `],"ack_deadline_seconds":0}`, representation, 200, `{"count":1}`},
+		{"extend on nothing", "POST", "/subscriptions/x/leases", `{"ids":[],"ack_deadline_seconds":1}`, nil, 404, noSubscription},
+		{"all that is wrong with extend", "POST", "/subscriptions/x/leases", `{}`, nil, 422, `{"detail":[` +
+			`{"type":"missing","loc":["body","ids"],"msg":"must not be missing"},` +
+			`{"type":"missing","loc":["body","ack_deadline_seconds"],"msg":"must not be missing"}]}`},
+		{"extend, null", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":null}`, nil, 422, problem("int_type", `"body","ack_deadline_seconds"`, "must be an integer")},
+		{"extend for long", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":43201}`, nil, 422, problem("less_than_equal", `"body","ack_deadline_seconds"`, "must be at most 43200")},
+		{"extend a list", "POST", "/subscriptions/s/leases", `[]`, nil, 422, problem("model_attributes_type", `"body"`, "must be an object")},
+
+		{"dead letters", "GET", "/subscriptions/s/dlq?offset=0&limit=100", "", nil, 200, deadOfS},
+		{"dead letters of nothing", "GET", "/subscriptions/x/dlq", "", nil, 404, noSubscription},
+		{"dead letters, limit", "GET", "/subscriptions/x/dlq?limit=101", "", nil, 422, problem("less_than_equal", `"query","limit"`, "must be at most 100")},
+		{"reprocess", "POST", "/subscriptions/s/dlq/reprocess", `[` + anID + `]`, nil, 204, ""},
+		{"reprocess, count", "POST", "/subscriptions/s/dlq/reprocess", `[` + anID + `]`, representation, 200, `{"count":1}`},
+		{"reprocess on nothing", "POST", "/subscriptions/x/dlq/reprocess", `[]`, nil, 404, noSubscription},
+		{"reprocess junk", "POST", "/subscriptions/s/dlq/reprocess", `{"ids":[]}`, nil, 422, problem("list_type", `"body"`, "must be a list")},
+		{"metrics", "GET", "/subscriptions/s/metrics", "", nil, 200,
+			`{"subscription_id":"s","available":150,"delivered":25,"acked":1000,"dlq":5,"delayed":3,"oldest_unacked_age_seconds":1.5}`},
+		{"metrics of nothing", "GET", "/subscriptions/x/metrics", "", nil, 404, noSubscription},
+
 		{"liveness", "GET", "/liveness", "", nil, 200, `{"status":"alive"}`},
 		{"readiness", "GET", "/readiness", "", nil, 200, `{"status":"ready"}`},
 	} {
@@ -345,15 +423,20 @@ func TestAllow(t *testing.T) {
 	t.Parallel()
 	api := httpapi.New(working(), httpapi.Config{Logger: silent})
 	for target, want := range map[string]string{
-		"/topics":                   "GET, HEAD, OPTIONS, POST",
-		"/topics/t":                 "DELETE, GET, HEAD, OPTIONS",
-		"/topics/t/messages":        "OPTIONS, POST",
-		"/subscriptions":            "GET, HEAD, OPTIONS, POST",
-		"/subscriptions/s":          "DELETE, GET, HEAD, OPTIONS",
-		"/subscriptions/s/messages": "GET, OPTIONS",
-		"/subscriptions/s/acks":     "OPTIONS, POST",
-		"/liveness":                 "GET, HEAD, OPTIONS",
-		"/readiness":                "GET, HEAD, OPTIONS",
+		"/topics":                        "GET, HEAD, OPTIONS, POST",
+		"/topics/t":                      "DELETE, GET, HEAD, OPTIONS",
+		"/topics/t/messages":             "OPTIONS, POST",
+		"/subscriptions":                 "GET, HEAD, OPTIONS, POST",
+		"/subscriptions/s":               "DELETE, GET, HEAD, OPTIONS",
+		"/subscriptions/s/messages":      "GET, OPTIONS",
+		"/subscriptions/s/acks":          "OPTIONS, POST",
+		"/subscriptions/s/nacks":         "OPTIONS, POST",
+		"/subscriptions/s/leases":        "OPTIONS, POST",
+		"/subscriptions/s/dlq":           "GET, HEAD, OPTIONS",
+		"/subscriptions/s/metrics":       "GET, HEAD, OPTIONS",
+		"/subscriptions/s/dlq/reprocess": "OPTIONS, POST",
+		"/liveness":                      "GET, HEAD, OPTIONS",
+		"/readiness":                     "GET, HEAD, OPTIONS",
 	} {
 		w := do(api, "PATCH", target, "", nil)
 		if w.Code != 405 || w.Header().Get("Allow") != want || w.Body.String() != `{"detail":"Method Not Allowed"}` {
@@ -654,4 +737,38 @@ func FuzzPublish(f *testing.F) {
 			}
 		}
 	})
+}
+
+// What is said about messages reaches the broker as it was meant.
+func TestFailureOptions(t *testing.T) {
+	t.Parallel()
+	b := working()
+	var got []any
+	b.nack = func(_ string, ds []fastpubsub.Delivery, o fastpubsub.NackOptions) (int, error) {
+		got = append(got, ds, o)
+		return 0, nil
+	}
+	b.extend = func(_ string, ds []fastpubsub.Delivery, d time.Duration) (int, error) {
+		got = append(got, ds, d)
+		return 0, nil
+	}
+	api := httpapi.New(b, httpapi.Config{Logger: silent})
+	for _, call := range [][2]string{
+		{"/subscriptions/s/nacks", `[` + anID + `]`},
+		{"/subscriptions/s/nacks", `{"ids":[` + anID + `]}`},
+		{"/subscriptions/s/nacks", `{"ids":[` + anID + `],"delay_seconds":7}`},
+		{"/subscriptions/s/nacks", `{"ids":[` + anID + `],"delay_seconds":0}`},
+		{"/subscriptions/s/leases", `{"ids":[` + anID + `],"ack_deadline_seconds":9}`},
+		{"/subscriptions/s/leases", `{"ids":[` + anID + `],"ack_deadline_seconds":0}`},
+	} {
+		if w := do(api, "POST", call[0], call[1], nil); w.Code != 204 {
+			t.Errorf("%s %s: %d %s", call[0], call[1], w.Code, w.Body)
+		}
+	}
+	one := []fastpubsub.Delivery{{ID: message1}}
+	want := []any{one, fastpubsub.NackOptions{}, one, fastpubsub.NackOptions{}, one, fastpubsub.NackOptions{Delay: 7 * time.Second},
+		one, fastpubsub.NackOptions{Immediate: true}, one, 9 * time.Second, one, time.Duration(0)}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
 }

@@ -205,22 +205,28 @@ func (f *bodyFields) id(name string) string {
 
 // integer reads a number from 1 to highest; 0 if it is missing or null.
 func (f *bodyFields) integer(name string, highest int) int {
+	n, _ := f.optional(name, 1, highest)
+	return n
+}
+
+// optional reads a number; ok is false if it is missing, null, or not one.
+func (f *bodyFields) optional(name string, lowest, highest int) (n int, ok bool) {
 	loc := []any{"body", name}
 	value, ok := f.values[name]
 	if !ok || string(value) == "null" {
-		return 0
+		return 0, false
 	}
 	if value[0] != '-' && (value[0] < '0' || value[0] > '9') {
 		f.add(loc, "int_type", "must be an integer")
-		return 0
+		return 0, false
 	}
 	n, whole := parseInteger(value)
 	if !whole {
 		f.add(loc, "int_from_float", "must be an integer, without a fraction")
-		return 0
+		return 0, false
 	}
-	f.checkRange(loc, n, 1, highest)
-	return n
+	f.checkRange(loc, n, lowest, highest)
+	return n, true
 }
 
 // parseInteger reads a JSON number; whole is false if it has a fraction. A number beyond the range of an int is the

@@ -202,3 +202,76 @@ func TestNotMigrated(t *testing.T) {
 		}
 	}
 }
+
+// A message fails until it is a dead letter, is looked at, and is reprocessed.
+func TestFailedMessages(t *testing.T) {
+	t.Parallel()
+	c := serve(t, storetest.New(t))
+	count := header{"Prefer": "return=representation"}
+	c.do("POST", "/topics", `{"id":"t"}`, 201, nil)
+	c.do("POST", "/subscriptions", `{"id":"s","topic_id":"t","max_delivery_attempts":2}`, 201, nil)
+	const payload = `{"n" : 1.50e+1}`
+	c.do("POST", "/topics/t/messages", `[`+payload+`,{"n":2}]`, 204, nil)
+	msgs := c.consume("s")
+	if len(msgs) != 2 {
+		t.Fatalf("%d messages, want 2", len(msgs))
+	}
+	id := msgs[0].ID
+	if got := c.do("POST", "/subscriptions/s/leases", `{"ids":["`+msgs[1].ID+`"],"ack_deadline_seconds":600}`, 200, count); got != `{"count":1}` {
+		t.Errorf("extend: %s", got)
+	}
+	if got := c.do("POST", "/subscriptions/s/nacks", `{"ids":["`+id+`"],"delay_seconds":0}`, 200, count); got != `{"count":1}` {
+		t.Errorf("nack: %s", got)
+	}
+	again := c.consume("s")
+	if len(again) != 1 || again[0].ID != id || again[0].DeliveryAttempts != 2 || string(again[0].Payload) != payload {
+		t.Fatalf("after a nack: %+v", again)
+	}
+	c.do("POST", "/subscriptions/s/nacks", `["`+id+`"]`, 204, nil)
+	metrics := func() map[string]float64 {
+		t.Helper()
+		var m map[string]any
+		if err := json.Unmarshal([]byte(c.do("GET", "/subscriptions/s/metrics", "", 200, nil)), &m); err != nil {
+			t.Fatal(err)
+		}
+		counts := map[string]float64{}
+		for _, name := range []string{"available", "delivered", "acked", "dlq", "delayed"} {
+			counts[name], _ = m[name].(float64)
+		}
+		return counts
+	}
+	want := map[string]float64{"available": 0, "delivered": 1, "acked": 0, "dlq": 1, "delayed": 0}
+	if diff := cmp.Diff(want, metrics()); diff != "" {
+		t.Errorf("metrics (-want +got):\n%s", diff)
+	}
+	var dlq struct {
+		Data []struct {
+			message
+			LastError *string `json:"last_error"`
+			DeadAt    string  `json:"dead_at"`
+		}
+	}
+	if err := json.Unmarshal([]byte(c.do("GET", "/subscriptions/s/dlq", "", 200, nil)), &dlq); err != nil {
+		t.Fatal(err)
+	}
+	if len(dlq.Data) != 1 || dlq.Data[0].ID != id || string(dlq.Data[0].Payload) != payload || dlq.Data[0].DeliveryAttempts != 2 ||
+		dlq.Data[0].LastError != nil || !strings.HasSuffix(dlq.Data[0].DeadAt, "Z") {
+		t.Errorf("dead letters: %+v", dlq)
+	}
+	c.do("POST", "/subscriptions/s/dlq/reprocess", `["`+id+`"]`, 204, nil)
+	back := c.consume("s")
+	if len(back) != 1 || back[0].ID != id || back[0].DeliveryAttempts != 1 {
+		t.Errorf("after reprocess: %+v", back)
+	}
+	if got := c.do("POST", "/subscriptions/s/leases", `{"ids":["`+id+`"],"ack_deadline_seconds":0}`, 200, count); got != `{"count":1}` {
+		t.Errorf("give back: %s", got)
+	}
+	if back := c.consume("s"); len(back) != 1 || back[0].DeliveryAttempts != 1 {
+		t.Errorf("after it was given back: %+v", back)
+	}
+	c.do("POST", "/subscriptions/s/acks", `["`+id+`","`+msgs[1].ID+`"]`, 204, nil)
+	want = map[string]float64{"available": 0, "delivered": 0, "acked": 2, "dlq": 0, "delayed": 0}
+	if diff := cmp.Diff(want, metrics()); diff != "" {
+		t.Errorf("metrics at the end (-want +got):\n%s", diff)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"maps"
 	"net/http"
 	"slices"
@@ -99,11 +100,14 @@ func checkList(body []byte, loc []any) error {
 }
 
 func checkLength(loc []any, n, highest int) error {
-	var p problems
 	if n > highest {
-		p.add(loc, "too_long", "must have at most %d items, not %d", highest, n)
+		return tooLong(loc, n, highest)
 	}
-	return p.err()
+	return nil
+}
+
+func tooLong(loc []any, n, highest int) problems {
+	return problems{{"too_long", loc, fmt.Sprintf("must have at most %d items, not %d", highest, n)}}
 }
 
 // payloadProblems moves a broker's problems to the list of payloads, which has neither "messages" nor "payload".
@@ -251,40 +255,56 @@ func (a *API) untilEndWaits(ctx context.Context) (_ context.Context, release fun
 // appendMessages writes the answer to consume by hand: encoding/json would change payloads, and take its time.
 func appendMessages(text []byte, msgs []fastpubsub.Message) []byte {
 	size := 16
-	for _, msg := range msgs {
-		size += len(msg.Payload) + len(msg.SubscriptionID) + 192
+	for i := range msgs {
+		size += messageSize(&msgs[i])
 	}
 	text = slices.Grow(text, size)
 	text = append(text, `{"data":[`...)
-	for i, msg := range msgs {
+	for i := range msgs {
 		if i > 0 {
 			text = append(text, ',')
 		}
-		text = append(text, `{"id":`...)
-		text = appendID(text, msg.ID)
-		text = append(text, `,"subscription_id":`...)
-		text = jsontext.AppendQuote(text, msg.SubscriptionID)
-		text = append(text, `,"payload":`...)
-		text = append(text, msg.Payload...)
-		text = append(text, `,"delivery_attempts":`...)
-		text = strconv.AppendInt(text, int64(msg.DeliveryAttempts), 10)
-		text = append(text, `,"created_at":"`...)
-		text = msg.CreatedAt.AppendFormat(text, time.RFC3339Nano)
-		text = append(text, '"')
-		if len(msg.Attributes) > 0 {
-			separator := `,"attributes":{`
-			for _, key := range slices.Sorted(maps.Keys(msg.Attributes)) {
-				text = append(text, separator...)
-				text = jsontext.AppendQuote(text, key)
-				text = append(text, ':')
-				text = jsontext.AppendQuote(text, msg.Attributes[key])
-				separator = ","
-			}
-			text = append(text, '}')
-		}
+		text = appendMessage(text, &msgs[i])
 		text = append(text, '}')
 	}
 	return append(text, "]}"...)
+}
+
+// messageSize is about how long a message is in JSON.
+func messageSize(msg *fastpubsub.Message) int {
+	return len(msg.Payload) + len(msg.SubscriptionID) + 192
+}
+
+// appendMessage writes a message as an object that is not closed yet.
+func appendMessage(text []byte, msg *fastpubsub.Message) []byte {
+	text = append(text, `{"id":`...)
+	text = appendID(text, msg.ID)
+	text = append(text, `,"subscription_id":`...)
+	text = jsontext.AppendQuote(text, msg.SubscriptionID)
+	text = append(text, `,"payload":`...)
+	text = append(text, msg.Payload...)
+	text = append(text, `,"delivery_attempts":`...)
+	text = strconv.AppendInt(text, int64(msg.DeliveryAttempts), 10)
+	text = append(text, `,"created_at":`...)
+	text = appendTime(text, msg.CreatedAt)
+	if len(msg.Attributes) > 0 {
+		separator := `,"attributes":{`
+		for _, key := range slices.Sorted(maps.Keys(msg.Attributes)) {
+			text = append(text, separator...)
+			text = jsontext.AppendQuote(text, key)
+			text = append(text, ':')
+			text = jsontext.AppendQuote(text, msg.Attributes[key])
+			separator = ","
+		}
+		text = append(text, '}')
+	}
+	return text
+}
+
+func appendTime(text []byte, t time.Time) []byte {
+	text = append(text, '"')
+	text = t.AppendFormat(text, time.RFC3339Nano)
+	return append(text, '"')
 }
 
 // appendID writes an id as a JSON string.
@@ -299,11 +319,77 @@ func appendID(text []byte, id fastpubsub.ID) []byte {
 }
 
 func (a *API) ack(w http.ResponseWriter, r *http.Request) error {
+	return a.change(w, r, a.readIDs, a.broker.Ack)
+}
+
+func (a *API) reprocess(w http.ResponseWriter, r *http.Request) error {
+	return a.change(w, r, a.readIDs, a.broker.Reprocess)
+}
+
+// nack takes a list of ids, or {"ids": [...], "delay_seconds": n}.
+func (a *API) nack(w http.ResponseWriter, r *http.Request) error {
+	var options fastpubsub.NackOptions
+	read := func(body []byte) ([]fastpubsub.ID, error) {
+		if body[skipSpace(body, 0)] != '{' {
+			return a.readIDs(body)
+		}
+		f, err := readObject(body)
+		if err != nil {
+			return nil, err
+		}
+		ids := a.idsField(f, "ids")
+		if delay, ok := f.optional("delay_seconds", 0, maxDelaySeconds); ok {
+			options.Delay = time.Duration(delay) * time.Second
+			options.Immediate = delay == 0
+		}
+		return ids, f.err()
+	}
+	return a.change(w, r, read, func(ctx context.Context, id string, ids []fastpubsub.ID) (int, error) {
+		return a.broker.Nack(ctx, id, anyDelivery(ids), options)
+	})
+}
+
+// extend takes {"ids": [...], "ack_deadline_seconds": n}.
+func (a *API) extend(w http.ResponseWriter, r *http.Request) error {
+	var ackDeadline time.Duration
+	read := func(body []byte) ([]fastpubsub.ID, error) {
+		f, err := readObject(body)
+		if err != nil {
+			return nil, err
+		}
+		ids := a.idsField(f, "ids")
+		n, ok := f.optional("ack_deadline_seconds", 0, maxAckDeadlineSeconds)
+		if !ok && f.values["ack_deadline_seconds"] == nil {
+			f.add([]any{"body", "ack_deadline_seconds"}, "missing", "must not be missing")
+		} else if !ok && string(f.values["ack_deadline_seconds"]) == "null" {
+			f.add([]any{"body", "ack_deadline_seconds"}, "int_type", "must be an integer")
+		}
+		ackDeadline = time.Duration(n) * time.Second
+		return ids, f.err()
+	}
+	return a.change(w, r, read, func(ctx context.Context, id string, ids []fastpubsub.ID) (int, error) {
+		return a.broker.Extend(ctx, id, anyDelivery(ids), ackDeadline)
+	})
+}
+
+// anyDelivery names messages by their ids alone: whichever delivery is the current one is meant.
+func anyDelivery(ids []fastpubsub.ID) []fastpubsub.Delivery {
+	all := make([]fastpubsub.Delivery, len(ids))
+	for i, id := range ids {
+		all[i].ID = id
+	}
+	return all
+}
+
+// change does what all operations on messages have in common: it reads ids, runs the operation, and answers with nothing or,
+// if that is preferred, with how many messages it changed.
+func (a *API) change(w http.ResponseWriter, r *http.Request, read func(body []byte) ([]fastpubsub.ID, error),
+	run func(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)) error {
 	body, err := a.readBody(w, r)
 	if err != nil {
 		return err
 	}
-	ids, err := a.readIDs(body)
+	ids, err := read(body)
 	if err != nil {
 		return err
 	}
@@ -311,7 +397,7 @@ func (a *API) ack(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	n, err := a.broker.Ack(r.Context(), id, ids)
+	n, err := run(r.Context(), id, ids)
 	if err != nil {
 		return err
 	}
@@ -321,6 +407,48 @@ func (a *API) ack(w http.ResponseWriter, r *http.Request) error {
 	}
 	w.WriteHeader(http.StatusNoContent)
 	return nil
+}
+
+// idsField reads the ids in a member of an object, which is JSON.
+func (a *API) idsField(f *bodyFields, name string) []fastpubsub.ID {
+	loc := []any{"body", name}
+	list := f.values[name]
+	switch {
+	case list == nil:
+		f.add(loc, "missing", "must not be missing")
+		return nil
+	case list[0] != '[':
+		f.add(loc, "list_type", "must be a list")
+		return nil
+	}
+	var p problems
+	var ids []fastpubsub.ID
+	n := 0
+	for element := range jsontext.Elements(list) {
+		if n < a.config.AckMaxIDs {
+			ids = appendReadID(ids, &p, append(slices.Clip(loc), n), element)
+		}
+		n++
+	}
+	if n > a.config.AckMaxIDs {
+		p = tooLong(loc, n, a.config.AckMaxIDs)
+	}
+	f.problems = append(f.problems, p...)
+	return ids
+}
+
+// appendReadID reads an element of a list of ids.
+func appendReadID(ids []fastpubsub.ID, p *problems, loc []any, element []byte) []fastpubsub.ID {
+	id, err := readID(element)
+	switch {
+	case err == nil:
+		return append(ids, fastpubsub.ID(id))
+	case element[0] == '"':
+		p.add(loc, "uuid_parsing", "must be a UUID")
+	default:
+		p.add(loc, "uuid_type", "must be a string with a UUID")
+	}
+	return ids
 }
 
 // readIDs reads a list of message ids.
@@ -335,15 +463,7 @@ func (a *API) readIDs(body []byte) ([]fastpubsub.ID, error) {
 		if i >= a.config.AckMaxIDs {
 			return
 		}
-		id, err := readID(element)
-		switch {
-		case err == nil:
-			ids = append(ids, fastpubsub.ID(id))
-		case element[0] == '"':
-			p.add([]any{"body", i}, "uuid_parsing", "must be a UUID")
-		default:
-			p.add([]any{"body", i}, "uuid_type", "must be a string with a UUID")
-		}
+		ids = appendReadID(ids, &p, []any{"body", i}, element)
 	})
 	if err != nil {
 		return nil, err

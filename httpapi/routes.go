@@ -30,6 +30,11 @@ func (a *API) routes() []route {
 		{http.MethodDelete, "/subscriptions/:id", "subscription", a.deleteSubscription},
 		{http.MethodGet, consumePattern, "subscription", a.consume},
 		{http.MethodPost, "/subscriptions/:id/acks", "subscription", a.ack},
+		{http.MethodPost, "/subscriptions/:id/nacks", "subscription", a.nack},
+		{http.MethodPost, "/subscriptions/:id/leases", "subscription", a.extend},
+		{http.MethodGet, "/subscriptions/:id/dlq", "subscription", a.listDeadLetters},
+		{http.MethodPost, "/subscriptions/:id/dlq/reprocess", "subscription", a.reprocess},
+		{http.MethodGet, "/subscriptions/:id/metrics", "subscription", a.metrics},
 
 		{http.MethodGet, "/liveness", "", a.liveness},
 		{http.MethodGet, "/readiness", "", a.readiness},

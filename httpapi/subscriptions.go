@@ -142,3 +142,37 @@ func (a *API) deleteSubscription(w http.ResponseWriter, r *http.Request) error {
 	w.WriteHeader(http.StatusNoContent)
 	return nil
 }
+
+// wireMetrics is the counts of a subscription in JSON.
+type wireMetrics struct {
+	SubscriptionID          string  `json:"subscription_id"`
+	Available               int64   `json:"available"`
+	Delivered               int64   `json:"delivered"`
+	Acked                   int64   `json:"acked"`
+	DLQ                     int64   `json:"dlq"`
+	Delayed                 int64   `json:"delayed"`
+	OldestUnackedAgeSeconds float64 `json:"oldest_unacked_age_seconds"`
+	AvailableEstimated      bool    `json:"available_estimated,omitempty"`
+}
+
+func (a *API) metrics(w http.ResponseWriter, r *http.Request) error {
+	id, err := pathID(r)
+	if err != nil {
+		return err
+	}
+	m, err := a.broker.Metrics(r.Context(), id)
+	if err != nil {
+		return err
+	}
+	writeJSON(w, http.StatusOK, wireMetrics{
+		SubscriptionID:          id,
+		Available:               m.Available,
+		Delivered:               m.Delivered,
+		Acked:                   m.Acked,
+		DLQ:                     m.DeadLetters,
+		Delayed:                 m.Delayed,
+		OldestUnackedAgeSeconds: m.OldestUnackedAge.Seconds(),
+		AvailableEstimated:      m.Estimated,
+	})
+	return nil
+}

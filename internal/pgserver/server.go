@@ -145,7 +145,7 @@ func startIn(ctx context.Context, f *folder, a *account, opt Options) (*Server, 
 	}
 
 	if s.port == 0 {
-		if s.port, err = freePort(); err != nil {
+		if s.port, err = FreePort(); err != nil {
 			return nil, err
 		}
 	}
@@ -177,9 +177,9 @@ func chooseBin(bin string, f *folder, major int) (string, error) {
 	return filepath.Abs(bin)
 }
 
-// freePort picks a port below those that systems give to outgoing connections, so that no client takes it while the
+// FreePort picks a port below those that systems give to outgoing connections, so that no client takes it while the
 // server restarts.
-func freePort() (int, error) {
+func FreePort() (int, error) {
 	var err error
 	for range 100 {
 		port := 15000 + rand.IntN(17000)
