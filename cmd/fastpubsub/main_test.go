@@ -74,6 +74,18 @@ func TestExitCodes(t *testing.T) {
 			`fastpubsub: FASTPUBSUB_CLEANUP_STUCK_MESSAGES_LOCK_TIMEOUT_SECONDS: must be an integer from 1 to 43200, not "43201"`,
 			`fastpubsub: FASTPUBSUB_LOG_LEVEL: must be debug, info, warning or error, not "loud"`,
 		}},
+		{"cleanup without a database", []string{"cleanup_stuck_messages"}, 2, []string{"fastpubsub: FASTPUBSUB_DATABASE_URL: must be set"}},
+		{"cleanup, database away", []string{"cleanup-stuck-messages", "--database-url=" + nowhere}, 1, nil},
+		{"dead letters, all that is wrong", []string{"dlq", "list", "s", "--limit=1001", "--offset=-1"}, 2, []string{
+			`fastpubsub: --offset: must be an integer from 0 to 1000000000, not "-1"`,
+			`fastpubsub: --limit: must be an integer from 1 to 1000, not "1001"`,
+			"fastpubsub: FASTPUBSUB_DATABASE_URL: must be set",
+		}},
+		{"reprocess what", []string{"dlq", "reprocess", "s", "--database-url=" + nowhere}, 2, []string{"fastpubsub: ID: must be given, or --all, and not both"}},
+		{"purge all and one", []string{"dlq", "purge", "s", "550e8400-e29b-81d4-a716-446655440000", "--all", "--database-url=" + nowhere}, 2,
+			[]string{"fastpubsub: ID: must be given, or --all, and not both"}},
+		{"purge no id", []string{"dlq", "purge", "s", "550e8400", "--database-url=" + nowhere}, 2, []string{`fastpubsub: ID: must be a UUID, not "550e8400"`}},
+		{"purge from nothing", []string{"dlq", "purge"}, 2, nil},
 		{"database away", []string{"db-migrate", "--database-url=" + nowhere}, 1, nil},
 	} {
 		t.Run(test.reason, func(t *testing.T) {

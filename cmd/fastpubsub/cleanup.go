@@ -1,0 +1,57 @@
+package main
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/jackc/pgx/v5/pgxpool"
+
+	"github.com/fastpubsub/fastpubsub"
+)
+
+type cleanupStuck struct {
+	databaseFlags `embed:"" group:"Database"`
+	logFlags      `embed:"" group:"Log"`
+}
+
+// Run implements the subcommand.
+func (c *cleanupStuck) Run(p *process) error {
+	var bad badSettings
+	connect := c.connection(&bad)
+	logger := c.logger(&bad, p.stderr)
+	if err := bad.err(); err != nil {
+		return err
+	}
+	return connect(p.ctx, func(broker *fastpubsub.Broker) error {
+		stuck, err := broker.CleanupStuck(p.ctx)
+		level := slog.LevelInfo
+		if stuck.Busy > 0 {
+			level = slog.LevelWarn
+		}
+		if err == nil {
+			logger.Log(p.ctx, level, "stuck messages cleaned up",
+				"released", stuck.Released, "dead_letters", stuck.DeadLetters, "busy_subscriptions", stuck.Busy)
+		}
+		return err
+	})
+}
+
+// connection checks the settings of a command that needs a broker for a moment. What it returns connects, calls use, and
+// disconnects.
+func (f *databaseFlags) connection(b *badSettings) func(ctx context.Context, use func(*fastpubsub.Broker) error) error {
+	config := parseURL(b, "FASTPUBSUB_DATABASE_URL", f.DatabaseURL)
+	schema := f.schema(b)
+	return func(ctx context.Context, use func(*fastpubsub.Broker) error) error {
+		config.MinConns, config.MaxConns = 0, 1
+		pool, err := pgxpool.NewWithConfig(ctx, config)
+		if err != nil {
+			return err
+		}
+		defer pool.Close()
+		broker, err := fastpubsub.New(pool, fastpubsub.Config{Schema: schema})
+		if err != nil {
+			return err
+		}
+		return use(broker)
+	}
+}

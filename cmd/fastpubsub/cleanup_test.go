@@ -1,0 +1,125 @@
+package main
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/store/storetest"
+)
+
+// failing returns the flags of a schema with a subscription s that delivers a message once, and its broker.
+func failing(t *testing.T) (*fastpubsub.Broker, *storetest.DB, []string) {
+	t.Helper()
+	db := storetest.New(t)
+	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{Schema: db.Schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := broker.CreateTopic(t.Context(), "t"); err != nil {
+		t.Fatal(err)
+	}
+	_, err = broker.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t",
+		SubscriptionSettings: fastpubsub.SubscriptionSettings{MaxDeliveryAttempts: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return broker, db, []string{"--database-url=" + db.URL, "--database-schema=" + db.Schema}
+}
+
+func publishAndConsume(t *testing.T, broker *fastpubsub.Broker, n int) []fastpubsub.Message {
+	t.Helper()
+	msgs := make([]fastpubsub.NewMessage, n)
+	for i := range msgs {
+		msgs[i].Payload = fmt.Appendf(nil, `{"n" : %d}`, i)
+	}
+	if _, err := broker.Publish(t.Context(), "t", msgs...); err != nil {
+		t.Fatal(err)
+	}
+	got, err := broker.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test", Max: n})
+	if err != nil || len(got) != n {
+		t.Fatalf("%d messages of %d, %v", len(got), n, err)
+	}
+	return got
+}
+
+func TestCleanupStuck(t *testing.T) {
+	t.Parallel()
+	broker, db, flags := failing(t)
+	clock := db.StopClock(t)
+	publishAndConsume(t, broker, 3)
+	for _, test := range []struct{ command, counts string }{
+		{"cleanup_stuck_messages", "released=0 dead_letters=0 busy_subscriptions=0"},
+		{"cleanup-stuck-messages", "released=0 dead_letters=3 busy_subscriptions=0"},
+	} {
+		code, stdout, stderr := execute(t.Context(), append([]string{test.command}, flags...)...)
+		if code != 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, test.counts) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", test.command, code, stdout, stderr)
+		}
+		if err := clock.Move(t.Context(), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	code, stdout, stderr := execute(t.Context(), "cleanup_stuck_messages", flags[0], "--database-schema=nowhere")
+	if code != 1 || stdout != "" || !strings.Contains(stderr, "run db-migrate") {
+		t.Errorf("without a schema: exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
+func TestDLQ(t *testing.T) {
+	t.Parallel()
+	broker, _, flags := failing(t)
+	kill := func(n int) []fastpubsub.Message {
+		msgs := publishAndConsume(t, broker, n)
+		deliveries := make([]fastpubsub.Delivery, n)
+		for i, msg := range msgs {
+			deliveries[i] = msg.Delivery
+		}
+		if killed, err := broker.Nack(t.Context(), "s", deliveries, fastpubsub.NackOptions{Error: "no luck"}); err != nil || killed != n {
+			t.Fatalf("nacked %d, %v", killed, err)
+		}
+		return msgs
+	}
+	dlq := func(code int, args ...string) string {
+		t.Helper()
+		got, stdout, stderr := execute(t.Context(), append(append([]string{"dlq"}, args...), flags...)...)
+		if got != code || (stderr != "") != (code != 0) {
+			t.Fatalf("dlq %v: exit code %d, want %d; %s", args, got, code, stderr)
+		}
+		return stdout + stderr
+	}
+	msgs := kill(3)
+	lines := strings.Split(dlq(0, "list", "s", "--offset=1", "--limit=5"), "\n")
+	if len(lines) != 3 || !strings.HasPrefix(lines[0], `{"id":"`+msgs[1].ID.String()+`","subscription_id":"s","payload":{"n" : 1},"delivery_attempts":1,`) ||
+		!strings.Contains(lines[0], `"last_error":"no luck","dead_at":"`) {
+		t.Errorf("list printed %q", lines)
+	}
+	id := msgs[0].ID.String()
+	for i, want := range []string{"count=1\n", "count=0\n"} {
+		if got := dlq(0, "reprocess", "s", id); got != want {
+			t.Errorf("reprocess %d printed %q", i, got)
+		}
+	}
+	again, err := broker.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test"})
+	if err != nil || len(again) != 1 || again[0].ID != msgs[0].ID {
+		t.Errorf("after reprocess %v, %v comes", again, err)
+	}
+	if got := dlq(0, "purge", "s", msgs[1].ID.String(), id); got != "count=1\n" {
+		t.Errorf("purge printed %q", got)
+	}
+	kill(1000)
+	kill(100)
+	if got := dlq(0, "reprocess", "s", "--all"); got != "count=1101\n" {
+		t.Errorf("reprocess of all printed %q", got)
+	}
+	if got := dlq(0, "purge", "s", "--all"); got != "count=0\n" {
+		t.Errorf("purge of none printed %q", got)
+	}
+	for _, args := range [][]string{{"list", "x"}, {"purge", "x", "--all"}, {"reprocess", "x", id}} {
+		if got := dlq(1, args...); !strings.Contains(got, `\"x\": not found`) || strings.Contains(got, "count=") {
+			t.Errorf("dlq %v printed %q", args, got)
+		}
+	}
+}
