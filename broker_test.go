@@ -285,6 +285,10 @@ func TestConsumeRefuses(t *testing.T) {
 	}
 }
 
+// queryModes are all that pgx has.
+var queryModes = map[string]pgx.QueryExecMode{"cache statement": pgx.QueryExecModeCacheStatement, "cache describe": pgx.QueryExecModeCacheDescribe,
+	"describe exec": pgx.QueryExecModeDescribeExec, "exec": pgx.QueryExecModeExec, "simple protocol": pgx.QueryExecModeSimpleProtocol}
+
 // TestRoundTrip publishes what is hard to carry, in every query mode of pgx, and compares byte for byte.
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
@@ -300,9 +304,7 @@ func TestRoundTrip(t *testing.T) {
 	want[0].Attributes = map[string]string{"": "", "ä": "\\ \" ' \n"}
 	want[3].Attributes = map[string]string{"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"}
 
-	modes := map[string]pgx.QueryExecMode{"cache statement": pgx.QueryExecModeCacheStatement, "cache describe": pgx.QueryExecModeCacheDescribe,
-		"describe exec": pgx.QueryExecModeDescribeExec, "exec": pgx.QueryExecModeExec, "simple protocol": pgx.QueryExecModeSimpleProtocol}
-	for name, mode := range modes {
+	for name, mode := range queryModes {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			b, db := newBroker(t, func(c *pgxpool.Config) {

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
-	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -16,19 +19,12 @@ import (
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
-// A ledger has what callers were told: an id is in it once its call has returned.
-type ledger struct {
-	mu        sync.Mutex // protects the rest
-	published map[fastpubsub.ID]int
-	delivered map[fastpubsub.ID]bool
-	acked     map[fastpubsub.ID]bool
-}
-
-// TestCrash kills the database server under load, several times: what was published is delivered in the end, what was
-// acked is not delivered again, and no id is given out twice, also by sessions that do not wait for their commits.
+// TestCrash kills the database server under load, several times: each message that was published is acked once, or dead
+// after as many attempts as are allowed; what was acked is not delivered again, and no id is given out twice, also by
+// sessions that do not wait for their commits.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	if err := crash(t, nil); err != nil {
+	if err := crash(t, nil).err(); err != nil {
 		t.Error(err)
 	}
 }
@@ -36,14 +32,23 @@ func TestCrash(t *testing.T) {
 // TestCrashWithoutDurableIDs shows that TestCrash would see a publish that the crash forgets.
 func TestCrashWithoutDurableIDs(t *testing.T) {
 	t.Parallel()
-	err := crash(t, &protection{"publish", "IF current_setting('synchronous_commit') = 'off' THEN", "IF false THEN"})
-	if err == nil {
-		t.Fatal("nothing goes wrong without the protection")
+	a := crash(t, &protection{"publish", "IF current_setting('synchronous_commit') = 'off' THEN", "IF false THEN"})
+	if a.lost+a.twice == 0 {
+		t.Fatalf("without the protection no message is lost and no id given out twice: %v", a.err())
 	}
-	t.Logf("as it should: %v", err)
+	t.Logf("as it should: %v", a.err())
 }
 
-func crash(t *testing.T, without *protection) error {
+// crash returns its auditor.
+func crash(t *testing.T, without *protection) *auditor {
+	t.Helper()
+	const (
+		rounds   = 3
+		patience = time.Minute // for the load of a round
+	)
+	seed := rand.Uint64()
+	rng := rand.New(rand.NewPCG(seed, 0))
+	t.Logf("seed %d", seed)
 	// A long delay makes sure that something is lost of what may be lost.
 	srv, db := storetest.NewServer(t, map[string]string{"wal_writer_delay": "10s", "wal_writer_flush_after": "0"})
 	config := db.Pool.Config()
@@ -55,78 +60,56 @@ func crash(t *testing.T, without *protection) error {
 	if without != nil {
 		takeOut(t, db, *without)
 	}
-	createTopic(t, consumers, "t")
-	createSubscription(t, consumers, "s", "t", noFilter)
+	clock := db.StopClock(t)
+	createForCrash(t, consumers)
 
-	l := &ledger{published: map[fastpubsub.ID]int{}, delivered: map[fastpubsub.ID]bool{}, acked: map[fastpubsub.ID]bool{}}
-	for round := range 3 {
+	l := &crashLoad{clock: clock, ahead: 100}
+	if without != nil {
+		l.ahead = 1000
+	}
+	for round := range rounds {
+		l.killing.Store(false)
+		l.published.Store(0)
+		l.stepped.Store(0)
 		ctx, cancel := context.WithCancel(t.Context())
-		var g errgroup.Group
-		for range 4 {
-			g.Go(func() error { l.publish(ctx, publishers); return nil })
+		g, loaded := errgroup.WithContext(ctx)
+		for i := range 4 {
+			name := fmt.Sprintf("%d in round %d", i, round)
+			g.Go(func() error { return l.publish(ctx, publishers, "publisher "+name) })
 			if without == nil { // any commit that waits makes all before it durable
-				g.Go(func() error { return l.consume(ctx, consumers) })
+				w := &worker{name: "consumer " + name, broker: consumers, rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), record: l.ledger.add}
+				g.Go(func() error { return l.work(ctx, w) })
 			}
 		}
-		enough := time.Now().Add(20 * time.Second)
-		for l.size() < 300*(round+1) && time.Now().Before(enough) {
+		wantPublished, wantSteps := 200+rng.Int64N(200), 40+rng.Int64N(80)
+		if without != nil {
+			wantSteps = 0
+		}
+		end := time.Now().Add(patience)
+		for (l.published.Load() < wantPublished || l.stepped.Load() < wantSteps) && loaded.Err() == nil {
+			if time.Now().After(end) {
+				t.Fatalf("%d messages published and %d steps of consumers after %v", l.published.Load(), l.stepped.Load(), patience)
+			}
 			time.Sleep(time.Millisecond) // the load decides, not the clock
 		}
+		l.killing.Store(true)
 		killErr := srv.Kill()
 		cancel()
 		if err := errors.Join(killErr, g.Wait(), srv.Restart(t.Context())); err != nil {
-			return err
+			t.Fatal(err)
+		}
+		if err := l.ledger.add(entry{Call: callCrash}); err != nil {
+			t.Fatal(err)
 		}
 		consumerPool.Reset() // its connections are dead
 		publisherPool.Reset()
 		db.Pool.Reset()
 	}
-
-	for {
-		msgs, err := consumers.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "auditor", Max: 100})
-		if err != nil {
-			return err
-		}
-		if len(msgs) == 0 {
-			break
-		}
-		for _, m := range msgs {
-			if l.acked[m.ID] {
-				return fmt.Errorf("%v was delivered again after it had been acked", m.ID)
-			}
-			l.delivered[m.ID] = true
-		}
+	a := newAuditor(crashAttempts)
+	if err := a.audit(t, consumers, clock, l.ledger.entries); err != nil {
+		t.Fatal(err)
 	}
-	// A consumer may have taken messages and died before it saw them. They are with it until their ack deadline.
-	rows, _ := db.Pool.Query(t.Context(), db.SQL(`
-		SELECT {schema}.message_id(m.xid, seq)
-		FROM {schema}.leases l JOIN {schema}.subscriptions s ON s.num = l.sub AND s.id = 's'
-		CROSS JOIN unnest(l.remaining) r CROSS JOIN generate_series(lower(r), upper(r) - 1) seq
-		JOIN {schema}.messages m ON m.base = seq & ~65535`))
-	leased, err := pgx.CollectRows(rows, pgx.RowTo[[16]byte])
-	if err != nil {
-		return err
-	}
-	for _, id := range leased {
-		if l.acked[id] {
-			return fmt.Errorf("%v is leased after it had been acked", fastpubsub.ID(id))
-		}
-		l.delivered[id] = true
-	}
-	lost, twice := 0, 0
-	for id, n := range l.published {
-		if !l.delivered[id] {
-			lost++
-		}
-		if n > 1 {
-			twice++
-		}
-	}
-	if lost+twice > 0 {
-		return fmt.Errorf("of %d messages %d are lost, %d share an id with another", len(l.published), lost, twice)
-	}
-	t.Logf("%d messages, %d acked", len(l.published), len(l.acked))
-	return nil
+	return a
 }
 
 func brokerOn(t *testing.T, schema string, config *pgxpool.Config) (*fastpubsub.Broker, *pgxpool.Pool) {
@@ -143,56 +126,56 @@ func brokerOn(t *testing.T, schema string, config *pgxpool.Config) (*fastpubsub.
 	return b, pool
 }
 
-func (l *ledger) size() int {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return len(l.published)
+// crashLoad is the callers of a server that will be killed.
+type crashLoad struct {
+	ledger    memory
+	next      atomic.Int64 // number of a message
+	published atomic.Int64 // in this round
+	stepped   atomic.Int64 // in this round
+	ahead     int64        // how many messages of a round consumers need not have cared for
+	killing   atomic.Bool  // the server is being killed, or soon will be
+	clockMu   sync.Mutex   // lets one caller move the clock
+	clock     *storetest.Clock
 }
 
-// publish goes on until the server is gone.
-func (l *ledger) publish(ctx context.Context, b *fastpubsub.Broker) {
-	for i := 0; ; i++ {
-		ids, err := b.Publish(ctx, "t", numbered(i, 1+i%5)...)
-		if err != nil {
-			return
-		}
-		l.mu.Lock()
-		for _, id := range ids {
-			l.published[id]++
-		}
-		l.mu.Unlock()
-	}
-}
-
-// consume goes on until the server is gone. Of what it gets it acks a part.
-func (l *ledger) consume(ctx context.Context, b *fastpubsub.Broker) error {
+// publish goes on until the server is gone, not too far ahead of the consumers.
+func (l *crashLoad) publish(ctx context.Context, b *fastpubsub.Broker, name string) error {
 	for {
-		msgs, err := b.Consume(ctx, "s", fastpubsub.ConsumeOptions{Consumer: "test", Max: 7})
-		if err != nil {
-			return nil
+		for l.published.Load() > l.ahead+5*l.stepped.Load() && !l.killing.Load() && ctx.Err() == nil {
+			time.Sleep(time.Millisecond)
 		}
-		ids := idsOf(msgs)
-		l.mu.Lock()
-		for _, id := range ids {
-			if l.acked[id] {
-				l.mu.Unlock()
-				return fmt.Errorf("%v was delivered again after it had been acked", id)
-			}
-			l.delivered[id] = true
+		n := 1 + l.next.Load()%5
+		from := l.next.Add(n) - n
+		if err := recorder(l.ledger.add).publish(ctx, b, name, int(from), int(n)); err != nil {
+			return l.unlessKilled(err)
 		}
-		l.mu.Unlock()
-		ids = ids[:len(ids)*2/3]
-		n, err := b.Ack(ctx, "s", ids)
-		if err != nil {
-			return nil
-		}
-		if n != len(ids) {
-			return fmt.Errorf("acked %d of %d", n, len(ids))
-		}
-		l.mu.Lock()
-		for _, id := range ids {
-			l.acked[id] = true
-		}
-		l.mu.Unlock()
+		l.published.Add(n)
 	}
+}
+
+// work goes on until the server is gone. It is the steps that move the clock.
+func (l *crashLoad) work(ctx context.Context, w *worker) error {
+	move := func() error {
+		l.clockMu.Lock()
+		defer l.clockMu.Unlock()
+		return l.clock.Move(ctx, upTo(w.rng, 300*time.Millisecond))
+	}
+	for {
+		if err := w.step(ctx); err != nil {
+			return l.unlessKilled(err)
+		}
+		if err := move(); err != nil {
+			return l.unlessKilled(err)
+		}
+		l.stepped.Add(1)
+	}
+}
+
+// unlessKilled passes on an error that a killed server does not explain.
+func (l *crashLoad) unlessKilled(err error) error {
+	pgErr, ok := errors.AsType[*pgconn.PgError](err)
+	if !l.killing.Load() || ok && !strings.HasPrefix(pgErr.Code, "57P") { // operator intervention
+		return err
+	}
+	return nil
 }

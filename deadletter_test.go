@@ -3,10 +3,13 @@ package fastpubsub_test
 import (
 	"errors"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -210,9 +213,131 @@ func TestGiveBack(t *testing.T) {
 	}
 }
 
+// failurePath does everything that a message can go through, without waiting for time to pass.
+func failurePath(t *testing.T, b *fastpubsub.Broker, pool *pgxpool.Pool) {
+	t.Helper()
+	createTopic(t, b, "failures")
+	createRetrying(t, b, "failures", "failures", 3)
+	msg := fastpubsub.NewMessage{Payload: []byte(`{"n" : 1e400}`), Attributes: map[string]string{"k": "v"}}
+	ids := publish(t, b, "failures", append(numbered(0, 4), msg)...)
+	msgs := consume(t, b, "failures", 10)
+	if !slices.Equal(idsOf(msgs), ids) {
+		t.Fatalf("%v comes, want %v", msgs, ids)
+	}
+	check := func(what string, want int) func(int, error) {
+		return func(n int, err error) {
+			t.Helper()
+			if n != want || err != nil {
+				t.Errorf("%s %d, want %d, %v", what, n, want, err)
+			}
+		}
+	}
+	ctx, ds := t.Context(), deliveriesOf(msgs)
+	check("acked", 1)(b.Ack(ctx, "failures", ids[:1]))
+	check("extended", 1)(b.Extend(ctx, "failures", ds[1:2], time.Minute))
+	check("gave back", 1)(b.Extend(ctx, "failures", ds[2:3], 0))
+	check("nacked", 1)(b.Nack(ctx, "failures", ds[3:4], fastpubsub.NackOptions{}))
+	check("nacked with a delay", 1)(b.Nack(ctx, "failures", ds[1:2], fastpubsub.NackOptions{Delay: time.Hour, Error: "a\x00\xff" + strings.Repeat("é", 5000)}))
+	err := pgx.BeginFunc(ctx, pool, func(tx pgx.Tx) error {
+		n, err := b.NackTx(ctx, tx, "failures", ds[4:], fastpubsub.NackOptions{Immediate: true, Error: "no luck"})
+		check("nacked in a transaction", 1)(n, err)
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	got := consume(t, b, "failures", 10)
+	want := []fastpubsub.Message{msgs[2], msgs[4]}
+	want[1].DeliveryAttempts = 2
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("redelivered (-want +got):\n%s", diff)
+	}
+	check("nacked a second time", 1)(b.Nack(ctx, "failures", deliveriesOf(got[1:]), fastpubsub.NackOptions{Immediate: true}))
+	got = consume(t, b, "failures", 10)
+	check("nacked a third time", 1)(b.Nack(ctx, "failures", deliveriesOf(got), fastpubsub.NackOptions{Immediate: true}))
+	m, err := b.Metrics(ctx, "failures")
+	if m.OldestUnackedAge <= 0 || m.OldestUnackedAge > time.Minute {
+		t.Errorf("the oldest is %v old", m.OldestUnackedAge)
+	}
+	m.OldestUnackedAge = 0
+	if want := (fastpubsub.Metrics{Available: 2, Delayed: 2, Delivered: 1, Acked: 1, DeadLetters: 1}); err != nil || m != want {
+		t.Errorf("metrics are %+v, want %+v, %v", m, want, err)
+	}
+	letters, err := b.DeadLetters(ctx, "failures", fastpubsub.ListOptions{})
+	if err != nil || len(letters) != 1 || letters[0].LastError != "no luck" {
+		t.Fatalf("dead letters: %+v, %v", letters, err)
+	}
+	if diff := cmp.Diff(got[0], letters[0].Message); diff != "" {
+		t.Errorf("dead letter (-want +got):\n%s", diff)
+	}
+	check("reprocessed", 1)(b.Reprocess(ctx, "failures", ids))
+	for range 3 {
+		got = consume(t, b, "failures", 10)
+		check("nacked again", 1)(b.Nack(ctx, "failures", deliveriesOf(got), fastpubsub.NackOptions{Immediate: true}))
+	}
+	check("purged", 1)(b.Purge(ctx, "failures", ids))
+	if stuck, err := b.CleanupStuck(ctx); err != nil || stuck != (fastpubsub.Stuck{}) {
+		t.Errorf("cleanup did %+v, %v", stuck, err)
+	}
+}
+
+func TestFailurePath(t *testing.T) {
+	t.Parallel()
+	for name, mode := range queryModes {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			b, db := newBroker(t, func(c *pgxpool.Config) { c.ConnConfig.DefaultQueryExecMode = mode })
+			failurePath(t, b, db.Pool)
+			var text string
+			err := db.Pool.QueryRow(t.Context(), db.SQL(`SELECT last_error FROM {schema}.deliveries WHERE last_error <> 'no luck'`)).Scan(&text)
+			if err != nil || len(text) > 8200 || !strings.HasPrefix(text, "a\uFFFD\uFFFDé") || !strings.HasSuffix(text, "é") {
+				t.Errorf("the error was kept in %d bytes as %.20q, %v", len(text), text, err)
+			}
+		})
+	}
+}
+
 func TestFailureLimits(t *testing.T) {
 	t.Parallel()
 	b, _ := newBroker(t)
+	createTopic(t, b, "t")
+	createSubscription(t, b, "exists", "t", noFilter)
+	none := []fastpubsub.Delivery{}
+	for reason, f := range map[string]func(string) (int, error){
+		"nack":      func(id string) (int, error) { return b.Nack(t.Context(), id, none, fastpubsub.NackOptions{}) },
+		"extend":    func(id string) (int, error) { return b.Extend(t.Context(), id, none, time.Minute) },
+		"reprocess": func(id string) (int, error) { return b.Reprocess(t.Context(), id, nil) },
+		"purge":     func(id string) (int, error) { return b.Purge(t.Context(), id, nil) },
+	} {
+		for _, id := range []string{"s", "no id!"} {
+			if _, err := f(id); !errors.Is(err, fastpubsub.ErrNotFound) {
+				t.Errorf("%s on %q: %v", reason, id, err)
+			}
+		}
+		if n, err := f("exists"); n != 0 || err != nil {
+			t.Errorf("%s of nothing: %d, %v", reason, n, err)
+		}
+	}
+	// Deliveries that cannot exist.
+	if n, err := b.Nack(t.Context(), "exists", []fastpubsub.Delivery{{}, {DeliveryAttempts: -1}, {ID: fastpubsub.ID{6: 0x80, 8: 0x80}, DeliveryAttempts: 1 << 40}}, fastpubsub.NackOptions{}); n != 0 || err != nil {
+		t.Errorf("nacked %d, %v", n, err)
+	}
+	nack := func(o fastpubsub.NackOptions) error { _, err := b.Nack(t.Context(), "s", none, o); return err }
+	extend := func(d time.Duration) error { _, err := b.Extend(t.Context(), "s", none, d); return err }
+	_, many := b.Extend(t.Context(), "s", make([]fastpubsub.Delivery, 10_001), 0)
+	for reason, err := range map[string]error{
+		"negative delay":      nack(fastpubsub.NackOptions{Delay: -time.Second}),
+		"fraction of a delay": nack(fastpubsub.NackOptions{Delay: time.Second / 2}),
+		"long delay":          nack(fastpubsub.NackOptions{Delay: 367 * 24 * time.Hour}),
+		"delay and none":      nack(fastpubsub.NackOptions{Delay: time.Second, Immediate: true}),
+		"negative deadline":   extend(-time.Second),
+		"long deadline":       extend(12*time.Hour + time.Second),
+		"many":                many,
+	} {
+		if !errors.Is(err, fastpubsub.ErrInvalid) {
+			t.Errorf("%s: %v", reason, err)
+		}
+	}
 	if _, err := b.Metrics(t.Context(), "s"); !errors.Is(err, fastpubsub.ErrNotFound) {
 		t.Errorf("metrics of nothing: %v", err)
 	}

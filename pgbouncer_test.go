@@ -35,6 +35,7 @@ var bounced = []struct {
 	{"transactions", bouncedTransactions},
 	{"waiting", bouncedWaiting},
 	{"all at once", bouncedAtOnce},
+	{"failures", failurePath},
 }
 
 // TestPgBouncer works through PgBouncer in transaction mode, where each transaction may get another session, in the query

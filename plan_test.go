@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"slices"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -24,7 +25,7 @@ func TestPlans(t *testing.T) {
 	}{
 		{"never analyzed", noFilter, `SELECT 1`},
 		{"analyzed when full", noFilter, `ANALYZE`},
-		{"vacuumed partitions", noFilter, `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors`},
+		{"vacuumed partitions", noFilter, `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors, {schema}.deliveries`},
 		{"with a filter", `{"keep":[true]}`, `SELECT 1`},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
@@ -54,6 +55,22 @@ func TestPlans(t *testing.T) {
 				}
 				explain("ack", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
 				explain("ack again", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
+
+				publish(t, b, "t", msg)
+				id := consume(t, b, "s", 1)[0].ID
+				if err := conn.QueryRow(t.Context(), db.SQL(`SELECT last_xid, last_seq FROM {schema}.leases ORDER BY first_xid DESC, first_seq DESC LIMIT 1`)).Scan(&xid, &seq); err != nil {
+					t.Fatal(err)
+				}
+				explain("nack", `SELECT {schema}.nack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[1], 0, 'no luck')`, xid, seq)
+				explain("claim of what is due", `SELECT {schema}.claim('s', 'test', 1, NULL, false)`)
+				explain("claimed of what was due", `SELECT * FROM {schema}.claimed()`)
+				explain("extend", `SELECT {schema}.extend('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[2], 600)`, xid, seq)
+				explain("nack again", `SELECT {schema}.nack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[2], 0, NULL)`, xid, seq)
+				if got := consume(t, b, "s", 1); len(got) != 1 || got[0].ID != id {
+					t.Fatalf("%v comes, want %v", got, id)
+				}
+				explain("ack of a redelivery", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
+				explain("sweep", `SELECT {schema}.sweep('s')`)
 				return buffers
 			}
 			// What is read the first time, or after somebody else has changed a catalog, does not count.
@@ -82,6 +99,10 @@ func TestPlans(t *testing.T) {
 					t.Fatal(err)
 				}
 				more = len(msgs) > 0
+				// Half of them fail, and come again in an hour.
+				if _, err := b.Nack(t.Context(), "s", deliveriesOf(msgs[:len(msgs)/2]), fastpubsub.NackOptions{Delay: time.Hour}); err != nil {
+					t.Fatal(err)
+				}
 			}
 			exec(t, db, `INSERT INTO {schema}.topics (id) SELECT 'other' || i FROM generate_series(1, 3000) i`)
 			exec(t, db, tt.spoil)

@@ -20,15 +20,16 @@ type benchCommand struct {
 	DatabaseURL   string            `env:"FASTPUBSUB_DATABASE_URL" placeholder:"URL" help:"The database to measure in. Default: a throw-away server, durable, from PostgreSQL binaries on this machine."`
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
 	PublishBatch  int           `placeholder:"BATCH" help:"Messages published by a call into the backlog of a drain. Default: as --batch."`
 	Subscriptions int           `default:"10" help:"Subscriptions in the workload fanout."`
 	FilterShare   float64       `default:"0.01" help:"Share of messages that match in the workload filter."`
+	FailureShare  float64       `default:"0.01" help:"Share of messages that are nacked once in the workload failures."`
 	Duration      time.Duration `default:"10s" help:"How long each phase is measured that does not end by itself."`
-	Messages      int           `placeholder:"N" help:"Deliveries that a drain consists of. Default: 500,000, or 100,000 if published fewer than 10 a call."`
+	Messages      int           `placeholder:"N" help:"Deliveries that a drain consists of; at most 100,000 of them in nack and expiry, twice as many messages in metrics. Default: 500,000, or 100,000 if published fewer than 10 a call."`
 	PayloadBytes  int           `default:"200" help:"Exact size of a payload."`
 	Rounds        int           `default:"3" help:"How often everything is measured, in turns."`
 	Rate          int           `placeholder:"N" help:"Messages a second that the workload sustained publishes at most. Default: no limit."`
@@ -107,6 +108,7 @@ func (c *benchCommand) config(p *process) bench.Config {
 		PublishBatch:      c.PublishBatch,
 		Subscriptions:     c.Subscriptions,
 		FilterShare:       c.FilterShare,
+		FailureShare:      c.FailureShare,
 		Duration:          c.Duration,
 		Messages:          c.Messages,
 		PayloadBytes:      c.PayloadBytes,

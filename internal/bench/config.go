@@ -13,7 +13,7 @@ import (
 )
 
 // Workloads are the names of what can be measured.
-var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll"}
+var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics"}
 
 // Config says what to measure. Only Database is required.
 type Config struct {
@@ -33,9 +33,12 @@ type Config struct {
 	Subscriptions int `json:"subscriptions"`
 	// FilterShare is the share of messages that match in the workload filter, up to 1. Default 0.01.
 	FilterShare float64 `json:"filter_share"`
+	// FailureShare is the share of messages that are nacked once in the workload failures, below 1. Default 0.01.
+	FailureShare float64 `json:"failure_share"`
 	// Duration is how long publishing is measured, and polling. Default 10 seconds.
 	Duration time.Duration `json:"-"`
-	// Messages is how many deliveries a drain consists of. Default 500,000, or 100,000 if PublishBatch is below 10.
+	// Messages is how many deliveries a drain consists of. Default 500,000, or 100,000 if PublishBatch is below 10. The
+	// workloads nack and expiry have as many, but at most 100,000, metrics has twice as many.
 	Messages int `json:"messages"`
 	// PayloadBytes is the exact size of each payload. 112 to 1,000,000; default 200.
 	PayloadBytes int `json:"payload_bytes"`
@@ -76,6 +79,7 @@ func (c *Config) complete() error {
 	c.PublishBatch = cmp.Or(c.PublishBatch, c.Batch)
 	c.Subscriptions = cmp.Or(c.Subscriptions, 10)
 	c.FilterShare = cmp.Or(c.FilterShare, 0.01)
+	c.FailureShare = cmp.Or(c.FailureShare, 0.01)
 	c.Duration = cmp.Or(c.Duration, 10*time.Second)
 	if c.Messages == 0 {
 		c.Messages = 500_000
@@ -120,6 +124,9 @@ func (c *Config) check() error {
 	}
 	if !(c.FilterShare > 0 && c.FilterShare <= 1) {
 		return fmt.Errorf("filter share must be above 0 and at most 1, not %v", c.FilterShare)
+	}
+	if !(c.FailureShare > 0 && c.FailureShare < 1) {
+		return fmt.Errorf("failure share must be above 0 and below 1, not %v", c.FailureShare)
 	}
 	if c.Duration < 100*time.Millisecond {
 		return fmt.Errorf("duration must be at least 100ms, not %v", c.Duration)

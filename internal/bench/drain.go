@@ -15,6 +15,7 @@ type drainPhase struct {
 	publishBatch  int
 	subscriptions int
 	share         float64 // of the messages that match; 0 is no filter
+	failures      float64 // share of the messages that are nacked once, evenly spread; below 1, or 1 for the workload nack
 
 	consumers []consumers // of each subscription
 }
@@ -22,6 +23,12 @@ type drainPhase struct {
 func (p *drainPhase) title() string {
 	if p.share > 0 {
 		return fmt.Sprintf("drain, filter that matches %.3g %%", 100*p.share)
+	}
+	switch {
+	case p.failures == 1:
+		return fmt.Sprintf("drain, all nacked once, published %d a call", p.publishBatch)
+	case p.failures > 0:
+		return fmt.Sprintf("drain, %.3g %% nacked once, published %d a call", 100*p.failures, p.publishBatch)
 	}
 	return fmt.Sprintf("drain, %d subscription%s, published %d a call", p.subscriptions, plural(p.subscriptions), p.publishBatch)
 }
@@ -44,20 +51,7 @@ func (p *drainPhase) prepare(ctx context.Context, e *env) error {
 	if err := e.warmUp(ctx); err != nil {
 		return err
 	}
-	supply := e.supplies(e.config.Publishers, p.publishBatch)
-	err := workers(ctx, e.config.Publishers, func(ctx context.Context, i int) error {
-		for {
-			first := e.next.Add(int64(p.publishBatch)) - int64(p.publishBatch)
-			n := min(p.publishBatch, p.backlog-int(first))
-			if n <= 0 {
-				return nil
-			}
-			if _, err := e.broker.Publish(ctx, topic, supply[i].take(first, n, p.share, 0)...); err != nil {
-				return err
-			}
-		}
-	})
-	if err != nil {
+	if err := e.fill(ctx, p.backlog, p.publishBatch, p.share); err != nil {
 		return err
 	}
 	p.consumers = make([]consumers, p.subscriptions)
@@ -65,9 +59,20 @@ func (p *drainPhase) prepare(ctx context.Context, e *env) error {
 		p.consumers[sub] = make(consumers, e.config.Consumers)
 		for i := range p.consumers[sub] {
 			p.consumers[sub][i] = newConsumer(e, i, subscription(sub))
+			if p.failures > 0 {
+				p.consumers[sub][i].ackAt = p.ackAt
+			}
 		}
 	}
 	return nil
+}
+
+// ackAt is 2 for what fails once.
+func (p *drainPhase) ackAt(number int64) int {
+	if matches(number, p.failures) {
+		return 2
+	}
+	return 1
 }
 
 // patience is how many empty answers end a drain that has not got everything: a filter can make an answer empty before
@@ -81,17 +86,24 @@ func (p *drainPhase) run(ctx context.Context, e *env) (tally, error) {
 			expected++
 		}
 	}
+	// What another consumer has yet to nack is waited for.
+	var wait time.Duration
+	if p.failures > 0 {
+		wait = longestWait
+	}
 	got := make([]atomic.Int64, p.subscriptions)
 	start := time.Now()
 	err := workers(ctx, e.config.Consumers, func(ctx context.Context, i int) error {
 		for j := range p.subscriptions { // each begins with another
 			sub := (i + j) % p.subscriptions
 			for empty := 0; got[sub].Load() < expected && empty < patience; {
-				n, err := p.consumers[sub][i].call(ctx, 0)
+				c := p.consumers[sub][i]
+				before := c.messages
+				n, err := c.call(ctx, wait)
 				if err != nil {
 					return err
 				}
-				got[sub].Add(int64(n))
+				got[sub].Add(c.messages - before)
 				if n == 0 {
 					empty++
 				}
@@ -120,6 +132,16 @@ func (p *drainPhase) check(context.Context, *env) error {
 	for sub, all := range p.consumers {
 		if err := verify(all.records(), int64(p.backlog), p.wanted); err != nil {
 			return fmt.Errorf("%s: %w", subscription(sub), err)
+		}
+		var nacked, failures int64
+		for _, c := range all {
+			nacked += c.nacked
+		}
+		for n := range int64(p.backlog) {
+			failures += int64(p.ackAt(n) - 1)
+		}
+		if nacked != failures {
+			return fmt.Errorf("%s: %w: %d messages were nacked, not %d", subscription(sub), ErrMismatch, nacked, failures)
 		}
 	}
 	return nil

@@ -17,6 +17,8 @@ func (c *Config) plan() []planned {
 	publishFloor := &floorPhase{workers: c.Publishers, batch: c.Batch}
 	consumeFloor := &floorPhase{workers: c.Consumers, batch: c.Batch}
 	publishOne := &publishPhase{subscriptions: 1}
+	drainOne := &drainPhase{backlog: c.Messages, publishBatch: c.PublishBatch, subscriptions: 1}
+	few := min(c.Messages, 100_000)
 	var plan []planned
 	for _, workload := range c.Workloads {
 		w := planned{workload: workload}
@@ -24,10 +26,7 @@ func (c *Config) plan() []planned {
 		case "publish":
 			w.phases = []plannedPhase{{phase: publishOne, floor: publishFloor}}
 		case "drain":
-			w.phases = []plannedPhase{{
-				phase: &drainPhase{backlog: c.Messages, publishBatch: c.PublishBatch, subscriptions: 1},
-				floor: consumeFloor,
-			}}
+			w.phases = []plannedPhase{{phase: drainOne, floor: consumeFloor}}
 		case "sustained":
 			w.phases = []plannedPhase{{phase: &sustainedPhase{}, floor: publishFloor}}
 		case "fanout":
@@ -46,6 +45,26 @@ func (c *Config) plan() []planned {
 			}}
 		case "poll":
 			w.phases = []plannedPhase{{phase: &pollPhase{}}}
+		case "nack":
+			w.phases = []plannedPhase{{
+				phase: &drainPhase{backlog: few, publishBatch: c.PublishBatch, subscriptions: 1, failures: 1},
+				floor: consumeFloor,
+			}}
+		case "failures":
+			w.phases = []plannedPhase{{
+				phase:  &drainPhase{backlog: c.Messages, publishBatch: c.PublishBatch, subscriptions: 1, failures: c.FailureShare},
+				floor:  consumeFloor,
+				versus: drainOne,
+			}}
+		case "expiry":
+			w.phases = []plannedPhase{{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch}}}
+		case "metrics":
+			backlog := 2 * c.Messages
+			w.phases = []plannedPhase{
+				{phase: &metricsPhase{backlog: backlog, publishBatch: c.PublishBatch}},
+				{phase: &metricsPhase{backlog: backlog, publishBatch: 1}},
+				{phase: &metricsPhase{backlog: backlog, publishBatch: c.PublishBatch, share: c.FilterShare}},
+			}
 		}
 		plan = append(plan, w)
 	}

@@ -69,6 +69,23 @@ func (e *env) warmUp(ctx context.Context) error {
 	})
 }
 
+// fill publishes messages at full speed, so many a call, of which a share matches the filter.
+func (e *env) fill(ctx context.Context, messages, batch int, share float64) error {
+	supply := e.supplies(e.config.Publishers, batch)
+	return workers(ctx, e.config.Publishers, func(ctx context.Context, i int) error {
+		for {
+			first := e.next.Add(int64(batch)) - int64(batch)
+			n := min(batch, messages-int(first))
+			if n <= 0 {
+				return nil
+			}
+			if _, err := e.broker.Publish(ctx, topic, supply[i].take(first, n, share, 0)...); err != nil {
+				return err
+			}
+		}
+	})
+}
+
 // publishPhase is publishers at full speed, with so many subscriptions.
 type publishPhase struct {
 	subscriptions int

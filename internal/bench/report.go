@@ -52,6 +52,9 @@ const (
 const (
 	messagesPerSecond = "messages"
 	cleanWindows      = "windows of polls that wrote nothing"
+	nacks             = "messages nacked"
+	untilRedelivered  = "until all were redelivered"
+	estimates         = "answers that were estimates"
 )
 
 // A Figure is a metric over all rounds.

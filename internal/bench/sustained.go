@@ -148,19 +148,7 @@ func delivery(committed []stretch, records []*record) latencies {
 // check consumes what was left and compares.
 func (p *sustainedPhase) check(ctx context.Context, e *env) error {
 	published := e.next.Load()
-	err := workers(ctx, len(p.consumers), func(ctx context.Context, i int) error {
-		for empty := 0; empty < 2; {
-			n, err := p.consumers[i].call(ctx, 0)
-			if err != nil {
-				return err
-			}
-			if n == 0 {
-				empty++
-			}
-		}
-		return nil
-	})
-	if err != nil {
+	if err := p.consumers.rest(ctx); err != nil {
 		return err
 	}
 	return verify(p.consumers.records(), published, everyNumber)

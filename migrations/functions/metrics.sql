@@ -69,7 +69,8 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT l.* FROM {schema}.leases l
             WHERE l.sub = h.sub AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
-              AND l.slot = h.slot AND l.deadline <= sub.swept_to LIMIT 1
+              AND l.slot = h.slot AND (l.deadline <= sub.swept_to) IS TRUE  -- by the key, not by an index of deadlines
+            LIMIT 1
         ) l
         WHERE h.sub = sub.sub
     ) l;
