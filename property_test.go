@@ -90,6 +90,8 @@ type model struct {
 type modelTx struct {
 	levels   []modelLevel
 	snapshot int // the step of its only snapshot; 0 for READ COMMITTED
+
+	serializable bool
 }
 
 type modelLevel struct {
@@ -160,7 +162,7 @@ func (m *model) begin(rt *rapid.T) {
 	level := rapid.SampledFrom([]pgx.TxIsoLevel{pgx.ReadCommitted, pgx.RepeatableRead, pgx.Serializable}).Draw(rt, "isolation")
 	pgTx, err := m.db.Pool.BeginTx(m.t.Context(), pgx.TxOptions{IsoLevel: level})
 	m.must(err)
-	tx := &modelTx{levels: []modelLevel{{tx: pgTx}}}
+	tx := &modelTx{levels: []modelLevel{{tx: pgTx}}, serializable: level == pgx.Serializable}
 	if level != pgx.ReadCommitted {
 		_, err := pgTx.Exec(m.t.Context(), `SELECT 1`)
 		m.must(err)
@@ -211,10 +213,14 @@ func (m *model) enter(msgs []modelMessage) {
 }
 
 func (m *model) publishTx(rt *rapid.T) {
-	_, tx := m.drawTx(rt)
+	i, tx := m.drawTx(rt)
 	msgs, kept := m.messages(rt)
 	top := tx.top()
-	for i, id := range publishTx(m.t, m.b, top.tx, m.topic, msgs...) {
+	ids, err := m.b.PublishTx(m.t.Context(), top.tx, m.topic, msgs...)
+	if m.failed(i, err) {
+		return
+	}
+	for i, id := range ids {
 		kept[i].id = id
 	}
 	top.published = append(top.published, kept...)
@@ -226,6 +232,18 @@ func (m *model) savepoint(rt *rapid.T) {
 	m.must(err)
 	tx.levels = append(tx.levels, modelLevel{tx: nested})
 }
+
+// failed ends a SERIALIZABLE transaction that Postgres has chosen to fail, as it may whenever such transactions overlap.
+func (m *model) failed(i int, err error) bool {
+	if m.txs[i].serializable && isSerializationFailure(err) {
+		m.end(i, false)
+		return true
+	}
+	m.must(err)
+	return false
+}
+
+func isSerializationFailure(err error) bool { return wantCode(err, "40001") == nil }
 
 // release ends the innermost savepoint, one way or the other.
 func (m *model) release(rt *rapid.T) {
@@ -295,7 +313,12 @@ func (m *model) end(i int, commit bool) {
 		m.unlock(tx)
 		return
 	}
-	m.must(levels[0].tx.Commit(m.t.Context()))
+	if err := levels[0].tx.Commit(m.t.Context()); tx.serializable && isSerializationFailure(err) {
+		m.unlock(tx)
+		return
+	} else {
+		m.must(err)
+	}
 	m.unlock(tx)
 	for _, level := range levels {
 		m.enter(level.published)
@@ -685,7 +708,7 @@ func (m *model) extend(rt *rapid.T) {
 // inTx runs an operation in a transaction, and notes what it does when that commits.
 func (m *model) inTx(rt *rapid.T, acts func(*place) bool,
 	run func(tx pgx.Tx, name string, sub *modelSub, ids []fastpubsub.ID, acted map[fastpubsub.ID]*place) (int, func(*place) place, error)) {
-	_, tx := m.drawTx(rt)
+	i, tx := m.drawTx(rt)
 	name, sub := m.drawSub(rt)
 	if tx.snapshot > 0 && sub.created >= tx.snapshot {
 		rt.Skip("its snapshot has no such subscription")
@@ -693,7 +716,9 @@ func (m *model) inTx(rt *rapid.T, acts func(*place) bool,
 	ids, acted := m.pick(rt, sub, tx, acts)
 	top := tx.top()
 	n, after, err := run(top.tx, name, sub, ids, acted)
-	m.must(err)
+	if m.failed(i, err) {
+		return
+	}
 	if n != len(acted) {
 		rt.Fatalf("%s: changed %d of %d in a transaction", name, n, len(acted))
 	}

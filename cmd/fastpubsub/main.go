@@ -87,7 +87,7 @@ func run(p *process, args []string) (code int) {
 	command, err := parser.Parse(args)
 	if err != nil {
 		text := err.Error()
-		if strings.Contains(text, "://") { // a database URL where none belongs; it may have a password
+		if isURL(text) { // where none belongs
 			text = "unexpected argument: a database URL belongs in FASTPUBSUB_DATABASE_URL"
 		}
 		fmt.Fprintf(p.stderr, "fastpubsub: %s; see fastpubsub --help\n", text)
@@ -102,7 +102,8 @@ func run(p *process, args []string) (code int) {
 		}
 		return exitUsage
 	case err != nil:
-		slog.New(slog.NewTextHandler(p.stderr, nil)).Error(command.Command()+" failed", "error", err)
+		name, _, _ := strings.Cut(command.Command(), " <") // its arguments
+		slog.New(slog.NewTextHandler(p.stderr, nil)).Error(name+" failed", "error", err)
 		return exitFailure
 	}
 	return exitOK

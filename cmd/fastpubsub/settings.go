@@ -61,7 +61,7 @@ type poolFlags struct {
 }
 
 type logFlags struct {
-	LogLevel string `env:"FASTPUBSUB_LOG_LEVEL" default:"info" help:"What to log: debug, info, warning or error. Each request is debug."`
+	LogLevel string `env:"FASTPUBSUB_LOG_LEVEL" default:"info" help:"What to log: debug, info, warning or error. The server logs each request as debug, unless it fails."`
 }
 
 type apiFlags struct {
@@ -69,7 +69,7 @@ type apiFlags struct {
 	APIPort            string `name:"api-port" env:"FASTPUBSUB_API_PORT" default:"8000" help:"The port to listen on; 0 for any free one."`
 	APIMaxBodyBytes    string `name:"api-max-body-bytes" env:"FASTPUBSUB_API_MAX_BODY_BYTES" default:"16777216" help:"The largest request body."`
 	PublishMaxMessages string `env:"FASTPUBSUB_PUBLISH_MAX_MESSAGES" default:"10000" help:"Messages in one publish request, at most."`
-	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one ack request, at most."`
+	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one request to ack, nack, extend or reprocess, at most."`
 }
 
 type newFlags struct {

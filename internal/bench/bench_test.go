@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -84,13 +85,48 @@ func TestRun(t *testing.T) {
 	if err := report.WriteTable(&table); err != nil {
 		t.Error(err)
 	}
-	for _, want := range []string{"PUBLISH", "DRAIN", "SUSTAINED", "FANOUT", "FILTER", "POLL", "FLOORS", "x floor", "shared_buffers="} {
+	for _, want := range []string{"PUBLISH", "DRAIN", "SUSTAINED", "FANOUT", "FILTER", "POLL", "NACK", "FAILURES", "EXPIRY", "METRICS", "FLOORS", "x floor", "shared_buffers="} {
 		if !strings.Contains(table.String(), want) {
 			t.Errorf("the table lacks %q", want)
 		}
 	}
 	if _, err := json.Marshal(report); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRunFailing looks at the figures that only workloads with failures have.
+func TestRunFailing(t *testing.T) {
+	for _, test := range []struct {
+		workload, figure string
+		min, max         float64
+	}{
+		{"nack", nacks, 2000, 2000},
+		{"nack", "nack p50", 1e-6, 60},
+		{"failures", nacks, 100, 100},
+		{"failures", "messages to those of: drain, 1 subscription, published 10 a call", 1e-3, 1e3},
+		{"expiry", untilRedelivered, 1e-3, 60},
+		{"expiry", "consume max", 1e-6, 60},
+		{"metrics", "call max", 1e-6, 60},
+	} {
+		t.Run(test.workload+" "+test.figure, func(t *testing.T) {
+			config, _ := newConfig(t)
+			config.Workloads = []string{test.workload}
+			config.FailureShare = 0.05
+			report, err := Run(t.Context(), config)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range report.Workloads[0].Phases {
+				i := slices.IndexFunc(p.Figures, func(f Figure) bool { return f.Name == test.figure })
+				if i < 0 {
+					t.Fatalf("%s: no such figure", p.Title)
+				}
+				if f := p.Figures[i]; f.Min < test.min || f.Max > test.max {
+					t.Errorf("%s: %+v, want %v to %v", p.Title, f, test.min, test.max)
+				}
+			}
+		})
 	}
 }
 
@@ -148,6 +184,7 @@ func TestConfigRefused(t *testing.T) {
 		{func(c *Config) { c.PayloadBytes = 50 }, "payload bytes must be 112 to 1000000, not 50"},
 		{func(c *Config) { c.Batch = 1001 }, "batch"},
 		{func(c *Config) { c.FilterShare = 2 }, "filter share"},
+		{func(c *Config) { c.FailureShare = 1 }, "failure share"},
 		{func(c *Config) { c.Batch, c.PayloadBytes = 1000, 1_000_000 }, "payload bytes of a call"},
 		{func(c *Config) { c.QueryMode = "none" }, "query mode"},
 	} {

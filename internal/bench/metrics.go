@@ -80,7 +80,7 @@ WHERE t.id = $1`
 
 func (p *metricsPhase) run(ctx context.Context, e *env) (tally, error) {
 	latency := newLatencies()
-	estimated := 0
+	estimated, want := 0, p.available()
 	start := time.Now()
 	for range metricsCalls {
 		before := time.Now()
@@ -91,7 +91,7 @@ func (p *metricsPhase) run(ctx context.Context, e *env) (tally, error) {
 		latency.record(time.Since(before), 1)
 		if m.Estimated {
 			estimated++
-		} else if want := p.available(); m.Available != want {
+		} else if m.Available != want {
 			return tally{}, fmt.Errorf("%w: metrics say that %d are available, not %d", ErrMismatch, m.Available, want)
 		}
 	}
