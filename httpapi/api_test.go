@@ -373,6 +373,14 @@ func TestRoutes(t *testing.T) {
 		{"nack without ids", "POST", "/subscriptions/s/nacks", `{}`, nil, 422, problem("missing", `"body","ids"`, "must not be missing")},
 		{"nack, ids null", "POST", "/subscriptions/s/nacks", `{"ids":null}`, nil, 422, problem("list_type", `"body","ids"`, "must be a list")},
 		{"nack many", "POST", "/subscriptions/s/nacks", `{"ids":[1,1,1,1,1]}`, nil, 422, problem("too_long", `"body","ids"`, "must have at most 4 items, not 5")},
+		{"nack many in a list", "POST", "/subscriptions/s/nacks", `[1,1,1,1,1]`, nil, 422, problem("too_long", `"body"`, "must have at most 4 items, not 5")},
+		{"nack, delay fraction", "POST", "/subscriptions/s/nacks", `{"ids":[],"delay_seconds":0.5}`, nil, 422, problem("int_from_float", `"body","delay_seconds"`, "must be an integer, without a fraction")},
+		{"nack, delay word", "POST", "/subscriptions/s/nacks", `{"ids":[],"delay_seconds":"5"}`, nil, 422, problem("int_type", `"body","delay_seconds"`, "must be an integer")},
+		{"nack what is no JSON", "POST", "/subscriptions/s/nacks", `{"ids":[x]}`, nil, 422, problem("json_invalid", `"body",8`, "must be JSON: unexpected character")},
+		{"nack form", "POST", "/subscriptions/s/nacks", `ids=1`, header{"Content-Type": "application/x-www-form-urlencoded"}, 415, `{"detail":"The Content-Type must be application/json"}`},
+		{"nack too large", "POST", "/subscriptions/s/nacks", `["` + strings.Repeat("x", 2000) + `"]`, nil, 413, `{"detail":"The body must have at most 1000 bytes"}`},
+		{"nack an empty body", "POST", "/subscriptions/s/nacks", ``, nil, 422, problem("missing", `"body"`, "must not be empty")},
+		{"nack, id not UTF-8", "POST", "/subscriptions/%ff/nacks", `[]`, nil, 404, noSubscription},
 		{"nack a number", "POST", "/subscriptions/s/nacks", `5`, nil, 422, problem("list_type", `"body"`, "must be a list")},
 
 		{"extend", "POST", "/subscriptions/s/leases", `{"ids":[` + anID + `],"ack_deadline_seconds":43200}`, nil, 204, ""},
@@ -383,17 +391,38 @@ func TestRoutes(t *testing.T) {
 			`{"type":"missing","loc":["body","ack_deadline_seconds"],"msg":"must not be missing"}]}`},
 		{"extend, null", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":null}`, nil, 422, problem("int_type", `"body","ack_deadline_seconds"`, "must be an integer")},
 		{"extend for long", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":43201}`, nil, 422, problem("less_than_equal", `"body","ack_deadline_seconds"`, "must be at most 43200")},
+		{"extend, negative", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":-1}`, nil, 422, problem("greater_than_equal", `"body","ack_deadline_seconds"`, "must be at least 0")},
+		{"extend, true", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":true}`, nil, 422, problem("int_type", `"body","ack_deadline_seconds"`, "must be an integer")},
+		{"extend many for long", "POST", "/subscriptions/s/leases", `{"ack_deadline_seconds":43201,"ids":[1,1,1,1,1]}`, nil, 422, `{"detail":[` +
+			`{"type":"too_long","loc":["body","ids"],"msg":"must have at most 4 items, not 5"},` +
+			`{"type":"less_than_equal","loc":["body","ack_deadline_seconds"],"msg":"must be at most 43200"}]}`},
+		{"extend an empty body", "POST", "/subscriptions/s/leases", ` `, nil, 422, problem("missing", `"body"`, "must not be empty")},
+		{"extend what is no JSON", "POST", "/subscriptions/s/leases", `ids`, nil, 422, problem("json_invalid", `"body",1`, "must be JSON: invalid character 'i' looking for beginning of value")},
+		{"extend nothing", "POST", "/subscriptions/s/leases", `{"ids":[],"ack_deadline_seconds":1}`, representation, 200, `{"count":0}`},
+		{"extend, id NUL", "POST", "/subscriptions/%00/leases", `{"ids":[],"ack_deadline_seconds":1}`, nil, 404, noSubscription},
 		{"extend a list", "POST", "/subscriptions/s/leases", `[]`, nil, 422, problem("model_attributes_type", `"body"`, "must be an object")},
 
 		{"dead letters", "GET", "/subscriptions/s/dlq?offset=0&limit=100", "", nil, 200, deadOfS},
 		{"dead letters of nothing", "GET", "/subscriptions/x/dlq", "", nil, 404, noSubscription},
 		{"dead letters, limit", "GET", "/subscriptions/x/dlq?limit=101", "", nil, 422, problem("less_than_equal", `"query","limit"`, "must be at most 100")},
+		{"all that is wrong with dead letters", "GET", "/subscriptions/x/dlq?limit=0&offset=-1", "", nil, 422, `{"detail":[` +
+			`{"type":"greater_than_equal","loc":["query","offset"],"msg":"must be at least 0"},` +
+			`{"type":"greater_than_equal","loc":["query","limit"],"msg":"must be at least 1"}]}`},
+		{"dead letters, id not UTF-8", "GET", "/subscriptions/%ff/dlq", "", nil, 404, noSubscription},
+		{"HEAD of dead letters", "HEAD", "/subscriptions/s/dlq", "", nil, 200, deadOfS},
 		{"reprocess", "POST", "/subscriptions/s/dlq/reprocess", `[` + anID + `]`, nil, 204, ""},
 		{"reprocess, count", "POST", "/subscriptions/s/dlq/reprocess", `[` + anID + `]`, representation, 200, `{"count":1}`},
 		{"reprocess on nothing", "POST", "/subscriptions/x/dlq/reprocess", `[]`, nil, 404, noSubscription},
 		{"reprocess junk", "POST", "/subscriptions/s/dlq/reprocess", `{"ids":[]}`, nil, 422, problem("list_type", `"body"`, "must be a list")},
+		{"reprocess nothing", "POST", "/subscriptions/s/dlq/reprocess", `[]`, representation, 200, `{"count":0}`},
+		{"reprocess what is no id", "POST", "/subscriptions/x/dlq/reprocess", `[5,"a"]`, nil, 422, `{"detail":[` +
+			`{"type":"uuid_type","loc":["body",0],"msg":"must be a string with a UUID"},` +
+			`{"type":"uuid_parsing","loc":["body",1],"msg":"must be a UUID"}]}`},
+		{"reprocess many", "POST", "/subscriptions/s/dlq/reprocess", `[1,1,1,1,1]`, nil, 422, problem("too_long", `"body"`, "must have at most 4 items, not 5")},
+		{"reprocess what is no JSON", "POST", "/subscriptions/s/dlq/reprocess", `[`, nil, 422, problem("json_invalid", `"body",1`, "must be JSON: unexpected end")},
 		{"metrics", "GET", "/subscriptions/s/metrics", "", nil, 200,
 			`{"subscription_id":"s","available":150,"delivered":25,"acked":1000,"dlq":5,"delayed":3,"oldest_unacked_age_seconds":1.5}`},
+		{"metrics, id not UTF-8", "GET", "/subscriptions/%ff/metrics", "", nil, 404, noSubscription},
 		{"metrics of nothing", "GET", "/subscriptions/x/metrics", "", nil, 404, noSubscription},
 
 		{"liveness", "GET", "/liveness", "", nil, 200, `{"status":"alive"}`},
@@ -770,5 +799,41 @@ func TestFailureOptions(t *testing.T) {
 		one, fastpubsub.NackOptions{Immediate: true}, one, 9 * time.Second, one, time.Duration(0)}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestMetricsAndDeadLetters(t *testing.T) {
+	t.Parallel()
+	b := working()
+	api := httpapi.New(b, httpapi.Config{Logger: silent})
+	for _, test := range []struct {
+		reason  string
+		metrics fastpubsub.Metrics
+		want    string
+	}{
+		{"nothing yet", fastpubsub.Metrics{},
+			`{"subscription_id":"s","available":0,"delivered":0,"acked":0,"dlq":0,"delayed":0,"oldest_unacked_age_seconds":0}`},
+		{"estimated", fastpubsub.Metrics{Available: 1 << 40, OldestUnackedAge: 366*24*time.Hour + time.Microsecond, Estimated: true},
+			`{"subscription_id":"s","available":1099511627776,"delivered":0,"acked":0,"dlq":0,"delayed":0,"oldest_unacked_age_seconds":31622400.000001,"available_estimated":true}`},
+	} {
+		b.metrics = func(string) (fastpubsub.Metrics, error) { return test.metrics, nil }
+		w := do(api, "GET", "/subscriptions/s/metrics", "", nil)
+		if diff := cmp.Diff(test.want, w.Body.String()); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", test.reason, diff)
+		}
+	}
+
+	var list []fastpubsub.ListOptions
+	b.deadLetters = func(_ string, o fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error) {
+		list = append(list, o)
+		return nil, nil
+	}
+	for _, query := range []string{"", "?offset=7&limit=100"} {
+		if w := do(api, "GET", "/subscriptions/s/dlq"+query, "", nil); w.Code != 200 || w.Body.String() != `{"data":[]}` {
+			t.Errorf("dlq%s: %d %s", query, w.Code, w.Body)
+		}
+	}
+	if diff := cmp.Diff([]fastpubsub.ListOptions{{Limit: 10}, {Offset: 7, Limit: 100}}, list); diff != "" {
+		t.Errorf("list options (-want +got):\n%s", diff)
 	}
 }

@@ -275,3 +275,71 @@ func TestFailedMessages(t *testing.T) {
 		t.Errorf("metrics at the end (-want +got):\n%s", diff)
 	}
 }
+
+// What the original's documentation says about failed messages, for messages that get one chance.
+func TestHandlingFailedMessages(t *testing.T) {
+	t.Parallel()
+	c := serve(t, storetest.New(t))
+	isJSON := header{"Content-Type": "application/json"}
+	count := header{"Prefer": "return=representation"}
+	c.do("POST", "/topics", `{"id": "notifications"}`, 201, isJSON)
+	c.do("POST", "/subscriptions", `{"id": "email-sender", "topic_id": "notifications", "max_delivery_attempts": 1}`, 201, isJSON)
+	const empty = `{"subscription_id":"email-sender","available":0,"delivered":0,"acked":0,"dlq":0,"delayed":0,"oldest_unacked_age_seconds":0}`
+	if got := c.do("GET", "/subscriptions/email-sender/metrics", "", 200, nil); got != empty {
+		t.Errorf("metrics before all: %s, want %s", got, empty)
+	}
+	const payload = "{\"to\" : \"<user@example.com>\",\n \"n\": 12345678901234567890.10}"
+	c.do("POST", "/topics/notifications/messages", `{"messages":[{"payload":`+payload+`,"attributes":{"k":"<v>"}}]}`, 204, isJSON)
+	msgs := c.consume("email-sender")
+	if len(msgs) != 1 || msgs[0].DeliveryAttempts != 1 {
+		t.Fatalf("consumed %+v", msgs)
+	}
+	ids := `["` + msgs[0].ID + `"]`
+	c.do("POST", "/subscriptions/email-sender/leases", `{"ids":`+ids+`,"ack_deadline_seconds":0}`, 204, isJSON)
+	if again := c.consume("email-sender"); len(again) != 1 || again[0].DeliveryAttempts != 1 {
+		t.Fatalf("consumed %+v after the message was given back", again)
+	}
+	for _, want := range []string{`{"count":1}`, `{"count":0}`} {
+		if got := c.do("POST", "/subscriptions/email-sender/nacks", ids, 200, count); got != want {
+			t.Errorf("nack: %s, want %s", got, want)
+		}
+	}
+	if msgs := c.consume("email-sender"); len(msgs) != 0 {
+		t.Errorf("consumed the dead letter %+v", msgs)
+	}
+
+	const dead = `{"subscription_id":"email-sender","available":0,"delivered":0,"acked":0,"dlq":1,"delayed":0,"oldest_unacked_age_seconds":0}`
+	if got := c.do("GET", "/subscriptions/email-sender/metrics", "", 200, nil); got != dead {
+		t.Errorf("metrics: %s, want %s", got, dead)
+	}
+	dlq := c.do("GET", "/subscriptions/email-sender/dlq", "", 200, nil)
+	start := `{"data":[{"id":"` + msgs[0].ID + `","subscription_id":"email-sender","payload":` + payload +
+		`,"delivery_attempts":1,"created_at":"` + msgs[0].CreatedAt + `","attributes":{"k":"<v>"},"last_error":null,"dead_at":"`
+	if !strings.HasPrefix(dlq, start) {
+		t.Errorf("dead letters: %s, want %s", dlq, start)
+	}
+	if got := c.do("GET", "/subscriptions/email-sender/dlq?offset=1", "", 200, nil); got != `{"data":[]}` {
+		t.Errorf("dead letters after the first: %s", got)
+	}
+	for _, want := range []string{`{"count":1}`, `{"count":0}`} {
+		if got := c.do("POST", "/subscriptions/email-sender/dlq/reprocess", ids, 200, count); got != want {
+			t.Errorf("reprocess: %s, want %s", got, want)
+		}
+	}
+	back := c.consume("email-sender")
+	if diff := cmp.Diff(msgs, back); diff != "" {
+		t.Errorf("reprocessed (-before +after):\n%s", diff)
+	}
+	c.do("POST", "/subscriptions/email-sender/acks", ids, 204, isJSON)
+	done := strings.Replace(empty, `"acked":0`, `"acked":1`, 1)
+	if got := c.do("GET", "/subscriptions/email-sender/metrics", "", 200, nil); got != done {
+		t.Errorf("metrics at the end: %s, want %s", got, done)
+	}
+	c.do("POST", "/subscriptions/nobody/nacks", `["x"]`, 422, isJSON)
+	for _, path := range []string{"nacks", "dlq/reprocess"} {
+		c.do("POST", "/subscriptions/nobody/"+path, `[]`, 404, isJSON)
+	}
+	for _, path := range []string{"dlq", "metrics"} {
+		c.do("GET", "/subscriptions/nobody/"+path, "", 404, nil)
+	}
+}

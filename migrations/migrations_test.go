@@ -12,6 +12,7 @@ import (
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/jackc/tern/v2/migrate"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -369,5 +370,62 @@ func TestSQLPublish(t *testing.T) {
 		FROM {schema}.published`)).Scan(&shown, &matching)
 	if err != nil || shown != 2 || matching != 1 {
 		t.Errorf("the view shows %d messages, %d of them as published, %v", shown, matching, err)
+	}
+}
+
+// TestUpFromVersion1 upgrades a schema in use: what was leased before there was an end of leases comes again.
+func TestUpFromVersion1(t *testing.T) {
+	t.Parallel()
+	config, schema := config(t)
+	conn := connect(t, config)
+	quoted := pgx.Identifier{schema}.Sanitize()
+	if _, err := conn.Exec(t.Context(), "CREATE SCHEMA "+quoted); err != nil {
+		t.Fatal(err)
+	}
+	migrator, err := migrate.NewMigrator(t.Context(), conn, quoted+".schema_version")
+	if err != nil {
+		t.Fatal(err)
+	}
+	migrator.Data = map[string]any{"schema": quoted}
+	if err := migrator.LoadMigrations(os.DirFS(".")); err != nil {
+		t.Fatal(err)
+	}
+	if err := migrator.MigrateTo(t.Context(), 1); err != nil {
+		t.Fatal(err)
+	}
+	const seq = 7 << 16
+	_, err = conn.Exec(t.Context(), fmt.Sprintf(strings.ReplaceAll(`
+		INSERT INTO {schema}.log_state (version, oldest_binary, functions_hash) VALUES (1, 1, 'older');
+		INSERT INTO {schema}.topics (id) VALUES ('t');
+		INSERT INTO {schema}.subscriptions (id, topic_num, max_delivery_attempts, backoff_min_seconds, backoff_max_seconds, ack_deadline_seconds)
+		VALUES ('s', 1, 5, 5, 300, 60);
+		INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads) VALUES (700, %[1]d, now(), 1, 2, 0, ARRAY['{"n":0}', '{"n":1}']);
+		INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs) VALUES (1, 700, %[1]d + 1, 1, 0, '{}', '{}');
+		INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, acked, kind, slot, consumer, remaining)
+		VALUES (700, %[1]d, 700, %[1]d + 1, now() - interval '1 day', 1, 1, 0, 0, 'old', int8multirange(int8range(%[1]d, %[1]d + 1)))`,
+		"{schema}", quoted), seq))
+	if err != nil {
+		t.Fatal(err)
+	}
+
+	if err := migrations.Up(t.Context(), config, schema); err != nil {
+		t.Fatal(err)
+	}
+	pool, err := pgxpool.New(t.Context(), config.ConnString())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pool.Close()
+	b, err := fastpubsub.New(pool, fastpubsub.Config{Schema: schema})
+	if err != nil {
+		t.Fatal(err)
+	}
+	msgs, err := b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "new"})
+	if err != nil || len(msgs) != 1 || string(msgs[0].Payload) != `{"n":0}` || msgs[0].DeliveryAttempts != 2 {
+		t.Fatalf("%v, %v comes", msgs, err)
+	}
+	m, err := b.Metrics(t.Context(), "s")
+	if err != nil || m.Delivered != 1 || m.Acked != 1 {
+		t.Errorf("metrics are %+v, %v", m, err)
 	}
 }

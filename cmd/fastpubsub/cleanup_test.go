@@ -1,6 +1,8 @@
 package main
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"strings"
 	"testing"
@@ -62,9 +64,37 @@ func TestCleanupStuck(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	code, stdout, stderr := execute(t.Context(), "cleanup_stuck_messages", flags[0], "--database-schema=nowhere")
-	if code != 1 || stdout != "" || !strings.Contains(stderr, "run db-migrate") {
-		t.Errorf("without a schema: exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	for _, command := range []string{"cleanup_stuck_messages", "dlq list s", "dlq purge s --all"} {
+		code, stdout, stderr := execute(t.Context(), append(strings.Fields(command), flags[0], "--database-schema=nowhere")...)
+		if code != 1 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "run db-migrate") {
+			t.Errorf("%s without a schema: exit code %d, stdout %q, stderr %q", command, code, stdout, stderr)
+		}
+	}
+}
+
+// A subscription that somebody holds is left for the next time. The variable that gives new subscriptions their ack deadline
+// is not this command's.
+func TestCleanupStuckBusy(t *testing.T) {
+	broker, db, flags := failing(t)
+	t.Setenv("FASTPUBSUB_CLEANUP_STUCK_MESSAGES_LOCK_TIMEOUT_SECONDS", "nonsense")
+	clock := db.StopClock(t)
+	publishAndConsume(t, broker, 1)
+	if err := clock.Move(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	holder, err := db.Pool.Begin(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer holder.Rollback(context.WithoutCancel(t.Context()))
+	const lock = `SELECT pg_advisory_xact_lock('{schema}.leases'::regclass::oid::bigint::bit(32)::int, num) FROM {schema}.subscriptions`
+	if _, err := holder.Exec(t.Context(), db.SQL(lock)); err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := execute(t.Context(), append([]string{"cleanup_stuck_messages"}, flags...)...)
+	if code != 0 || stdout != "" || !strings.Contains(stderr, "level=WARN") ||
+		!strings.Contains(stderr, "released=0 dead_letters=0 busy_subscriptions=1") {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
 }
 
@@ -118,8 +148,71 @@ func TestDLQ(t *testing.T) {
 		t.Errorf("purge of none printed %q", got)
 	}
 	for _, args := range [][]string{{"list", "x"}, {"purge", "x", "--all"}, {"reprocess", "x", id}} {
-		if got := dlq(1, args...); !strings.Contains(got, `\"x\": not found`) || strings.Contains(got, "count=") {
-			t.Errorf("dlq %v printed %q", args, got)
+		got := dlq(1, args...)
+		if want := fmt.Sprintf(`msg="dlq %s failed" error="there is no subscription \"x\""`, args[0]); !strings.HasSuffix(got, want+"\n") || strings.Contains(got, "count=") {
+			t.Errorf("dlq %v printed %q, want %s", args, got, want)
 		}
+	}
+}
+
+// A line is an object whatever the payload looks like, and has the payload as it was published but for its line breaks.
+func TestDLQLines(t *testing.T) {
+	t.Parallel()
+	broker, _, flags := failing(t)
+	published := fastpubsub.NewMessage{Payload: json.RawMessage("{\"a\" :\r\n1.50e+1,\n\t\"b\":\"\\n\u2028\"}"), Attributes: map[string]string{"k": "1\n2"}}
+	if _, err := broker.Publish(t.Context(), "t", published); err != nil {
+		t.Fatal(err)
+	}
+	msgs, err := broker.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test"})
+	if err != nil || len(msgs) != 1 {
+		t.Fatalf("%v, %v", msgs, err)
+	}
+	_, err = broker.Nack(t.Context(), "s", []fastpubsub.Delivery{msgs[0].Delivery}, fastpubsub.NackOptions{Error: "one\ntwo"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	code, stdout, stderr := execute(t.Context(), append([]string{"dlq", "list", "s"}, flags...)...)
+	if code != 0 || stderr != "" || strings.Count(stdout, "\n") != 1 {
+		t.Fatalf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+	const want = "\"payload\":{\"a\" :  1.50e+1, \t\"b\":\"\\n\u2028\"},"
+	if !strings.Contains(stdout, want) {
+		t.Errorf("%s lacks %s", stdout, want)
+	}
+	var line struct {
+		Attributes map[string]string `json:"attributes"`
+		LastError  string            `json:"last_error"`
+	}
+	if err := json.Unmarshal([]byte(stdout), &line); err != nil || line.LastError != "one\ntwo" || line.Attributes["k"] != "1\n2" {
+		t.Errorf("%s is %+v, %v", stdout, line, err)
+	}
+}
+
+// Two that empty the same queue at once do not mind each other.
+func TestDLQTogether(t *testing.T) {
+	t.Parallel()
+	broker, _, flags := failing(t)
+	const n = 1000
+	msgs := publishAndConsume(t, broker, n)
+	deliveries := make([]fastpubsub.Delivery, n)
+	for i, msg := range msgs {
+		deliveries[i] = msg.Delivery
+	}
+	if _, err := broker.Nack(t.Context(), "s", deliveries, fastpubsub.NackOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	counts := make(chan int)
+	for range 2 {
+		go func() {
+			code, stdout, stderr := execute(t.Context(), append([]string{"dlq", "purge", "s", "--all"}, flags...)...)
+			count := 0
+			if _, err := fmt.Sscanf(stdout, "count=%d\n", &count); err != nil || code != 0 {
+				t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+			}
+			counts <- count
+		}()
+	}
+	if got := <-counts + <-counts; got != n {
+		t.Errorf("%d purged in all, want %d", got, n)
 	}
 }

@@ -85,6 +85,21 @@ func TestExitCodes(t *testing.T) {
 		{"purge all and one", []string{"dlq", "purge", "s", "550e8400-e29b-81d4-a716-446655440000", "--all", "--database-url=" + nowhere}, 2,
 			[]string{"fastpubsub: ID: must be given, or --all, and not both"}},
 		{"purge no id", []string{"dlq", "purge", "s", "550e8400", "--database-url=" + nowhere}, 2, []string{`fastpubsub: ID: must be a UUID, not "550e8400"`}},
+		{"all that is wrong with ids", []string{"dlq", "reprocess", "s", "a", "550e8400-e29b-81d4-a716-446655440000", "b", "--all"}, 2, []string{
+			"fastpubsub: FASTPUBSUB_DATABASE_URL: must be set",
+			"fastpubsub: ID: must be given, or --all, and not both",
+			`fastpubsub: ID: must be a UUID, not "a"`,
+			`fastpubsub: ID: must be a UUID, not "b"`,
+		}},
+		{"a URL as subscription", []string{"dlq", "list", nowhere}, 2, []string{
+			"fastpubsub: SUBSCRIPTION: must be an id; a database URL belongs in FASTPUBSUB_DATABASE_URL",
+			"fastpubsub: FASTPUBSUB_DATABASE_URL: must be set",
+		}},
+		{"a URL as id", []string{"dlq", "purge", "s", nowhere, "--database-url=" + nowhere}, 2,
+			[]string{"fastpubsub: ID: must be a UUID; a database URL belongs in FASTPUBSUB_DATABASE_URL"}},
+		{"dead letters, database away", []string{"dlq", "list", "s", "--database-url=" + nowhere}, 1, nil},
+		{"which dead letters command", []string{"dlq"}, 2, nil},
+		{"help of dead letters", []string{"dlq", "purge", "--help"}, 0, []string{}},
 		{"purge from nothing", []string{"dlq", "purge"}, 2, nil},
 		{"database away", []string{"db-migrate", "--database-url=" + nowhere}, 1, nil},
 	} {
@@ -169,7 +184,7 @@ func TestDefaultSettings(t *testing.T) {
 	}
 }
 
-// Each setting of a server has the variable of the same name; one set to nothing counts as unset.
+// Each setting of these commands has the variable of the same name; one set to nothing counts as unset.
 func TestEnvironment(t *testing.T) {
 	var c commands
 	parser, err := kong.New(&c)
@@ -177,7 +192,7 @@ func TestEnvironment(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, command := range parser.Model.Children {
-		if command.Name != "server" && command.Name != "db-migrate" {
+		if !slices.Contains([]string{"server", "db-migrate", "cleanup_stuck_messages"}, command.Name) {
 			continue
 		}
 		for _, flag := range command.Flags {
