@@ -105,7 +105,6 @@ func TestRunFailing(t *testing.T) {
 		{"nack", "nack p50", 1e-6, 60},
 		{"failures", nacks, 100, 100},
 		{"failures", "messages to those of: drain, 1 subscription, published 10 a call", 1e-3, 1e3},
-		{"expiry", untilRedelivered, 1e-3, 60},
 		{"expiry", "consume max", 1e-6, 60},
 		{"metrics", "call max", 1e-6, 60},
 	} {

@@ -57,7 +57,10 @@ func (c *Config) plan() []planned {
 				versus: drainOne,
 			}}
 		case "expiry":
-			w.phases = []plannedPhase{{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch}}}
+			w.phases = []plannedPhase{
+				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch}},
+				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch, acked: true}},
+			}
 		case "metrics":
 			backlog := 2 * c.Messages
 			w.phases = []plannedPhase{

@@ -54,6 +54,7 @@ const (
 	cleanWindows      = "windows of polls that wrote nothing"
 	nacks             = "messages nacked"
 	untilRedelivered  = "until all were redelivered"
+	untilSwept        = "until all were swept"
 	estimates         = "answers that were estimates"
 )
 

@@ -79,7 +79,7 @@ func (r *Report) head(t *text) {
 	}
 	t.line("figures      medians over the rounds, lowest and highest; x floor is the median of the ratios within each round;")
 	t.line("             a message is one published in publish phases, an empty poll in poll, one examined behind a filter,")
-	t.line("             a call in metrics, one redelivered in expiry, else one consumed and acked")
+	t.line("             a call in metrics, one leased in expiry, else one consumed and acked")
 }
 
 // compression lists what the payload columns use, as their tables say.
