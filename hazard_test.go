@@ -658,7 +658,7 @@ var hazards = []hazard{
 	{
 		name: "a consumer whose lease has run out gives back what others have",
 		protections: []protection{
-			{"move_leased", "AND l.remaining = old AND (l.deadline > now_at) IS TRUE  -- protection: not after the deadline", "AND l.remaining = old"},
+			{"move_leased", "AND l.remaining = old AND l.deadline > now_at  -- protection: not after the deadline", "AND l.remaining = old"},
 			{"move_leased", "AND (coalesce(r.attempt, 0) = 0 OR d.attempts = r.attempt)  -- protection: the current attempt", ""},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {

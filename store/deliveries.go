@@ -135,7 +135,8 @@ const listExpired = `
 SELECT s.id
 FROM {schema}.subscriptions s
 CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
-WHERE EXISTS (SELECT FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline > c.swept_to AND l.deadline <= (SELECT {schema}.clock()))
+WHERE EXISTS (SELECT FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline > '-infinity'
+                AND l.deadline > c.swept_to AND l.deadline <= (SELECT {schema}.clock()))
    OR EXISTS (SELECT FROM {schema}.held_leases h WHERE h.sub = s.num)
    OR EXISTS (SELECT FROM {schema}.deliveries d WHERE d.sub = s.num AND d.state = 'acked')
    OR EXISTS (SELECT FROM {schema}.deliveries d

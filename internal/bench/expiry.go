@@ -11,7 +11,8 @@ import (
 )
 
 // expiryPhase is many leases, of one message each, that run out within a moment, while consumers are at work on fresh
-// messages of the same subscription. It measures what these notice of it.
+// messages of the same subscription. It measures what these notice of it. What the server does a message includes the
+// statement that moves the deadlines.
 type expiryPhase struct {
 	leases       int
 	publishBatch int
@@ -167,12 +168,14 @@ func (p *expiryPhase) run(ctx context.Context, e *env) (tally, error) {
 	if err != nil {
 		return tally{}, err
 	}
-	t := p.consumers.tally(moment)
+	t := p.consumers.tally(start)
+	t.elapsed -= until
 	fresh := t.messages - redelivered.Load()
 	t.messages = int64(p.leases)
 	name := untilRedelivered
 	if p.acked {
 		name = untilSwept
+		t.elapsed = time.Since(moment) // the last ack may have come before
 	}
 	t.metrics = append(t.metrics,
 		Metric{name, seconds, t.elapsed.Seconds()},

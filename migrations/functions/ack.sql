@@ -79,7 +79,7 @@ BEGIN
     CROSS JOIN LATERAL (
         SELECT d.ctid AS tid
         FROM {schema}.deliveries d
-        WHERE d.sub = sub_num AND d.xid = r.xid AND d.seq >= r.lo AND d.seq < r.hi AND d.state IN ('leased', 'expired')
+        WHERE d.sub = sub_num AND d.xid = r.xid AND d.seq >= r.lo AND d.seq < r.hi AND d.state::text IN ('leased', 'expired')
         ORDER BY d.sub, d.xid, d.seq  -- protection: lock order of deliveries
         FOR UPDATE
     ) d;

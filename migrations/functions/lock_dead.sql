@@ -10,7 +10,7 @@ BEGIN
         CROSS JOIN LATERAL (
             SELECT d.ctid AS tid
             FROM {schema}.deliveries d
-            WHERE d.sub = sub_num AND d.xid = r.xid AND d.seq >= r.lo AND d.seq < r.hi AND d.state = 'dead'
+            WHERE d.sub = sub_num AND d.xid = r.xid AND d.seq >= r.lo AND d.seq < r.hi AND d.state::text = 'dead'
             ORDER BY d.sub, d.xid, d.seq
             FOR UPDATE
         ) d);

@@ -7,8 +7,7 @@
 -- Messages come as for ack. attempts[i] is the delivery that is meant: where it is not the current one, the message is
 -- passed over; 0 stands for any. So are messages whose lease has run out.
 --
--- The order is that of ack: leases by key, then, in a statement of its own, deliveries by key. IS TRUE keeps comparisons of
--- times from being looked up in an index of those: in a small table that looks as good as the key.
+-- The order is that of ack: leases by key, then, in a statement of its own, deliveries by key.
 CREATE OR REPLACE FUNCTION {schema}.move_leased(
     sub_id text, xids bigint[], los bigint[], his bigint[], attempts int[], act text, seconds int, error text)
 RETURNS bigint
@@ -68,7 +67,7 @@ BEGIN
                 UPDATE {schema}.leases l SET remaining = old - taken
                 WHERE l.sub = sub.num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
                   AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i]
-                  AND l.remaining = old AND (l.deadline > now_at) IS TRUE  -- protection: not after the deadline
+                  AND l.remaining = old AND l.deadline > now_at  -- protection: not after the deadline
                 RETURNING l.consumer INTO who;
                 IF FOUND THEN
                     IF who <> last_who THEN
@@ -84,7 +83,7 @@ BEGIN
                 -- Somebody else has changed this lease meanwhile, or it has run out.
                 SELECT l.remaining INTO old FROM {schema}.leases l
                 WHERE l.sub = sub.num AND l.slot = keys.slots[i] AND l.kind = keys.kinds[i]
-                  AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i] AND (l.deadline > now_at) IS TRUE;
+                  AND l.first_xid = keys.first_xids[i] AND l.first_seq = keys.first_seqs[i] AND l.deadline > now_at;
                 EXIT WHEN NOT FOUND;
             END LOOP;
         END LOOP;
@@ -103,7 +102,7 @@ BEGIN
         SELECT d.ctid AS tid
         FROM {schema}.deliveries d
         WHERE d.sub = sub.num AND d.xid = r.xid AND d.seq >= r.lo AND d.seq < r.hi AND NOT d.seq <@ moved
-          AND d.state = 'leased' AND (d.next_at > now_at) IS TRUE
+          AND d.state::text = 'leased' AND d.next_at > now_at
           AND (coalesce(r.attempt, 0) = 0 OR d.attempts = r.attempt)  -- protection: the current attempt
         ORDER BY d.sub, d.xid, d.seq
         FOR UPDATE

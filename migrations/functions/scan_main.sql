@@ -25,16 +25,20 @@ DECLARE
     lo          bigint;
     hi          bigint;
 BEGIN
-    -- Most often one row has as much as is wanted.
-    SELECT m.slot, m.xid, m.base, m.n INTO first
-    FROM {schema}.messages m
-    WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
-      AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
-                   FROM pg_snapshot_xip(pg_current_snapshot()) x
-                   WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
-    ORDER BY m.xid, m.base
-    LIMIT 1;
-    IF FOUND THEN
+    -- Most often one row has as much as is wanted. If there is none, and no transaction is in progress either, one may have
+    -- been when this was read, and have hidden what lies behind it: read again.
+    FOR attempt IN 1..2 LOOP
+        SELECT m.slot, m.xid, m.base, m.n INTO first
+        FROM {schema}.messages m
+        WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
+          AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
+                       FROM pg_snapshot_xip(pg_current_snapshot()) x
+                       WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
+        ORDER BY m.xid, m.base
+        LIMIT 1;
+        EXIT WHEN FOUND OR EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid);
+    END LOOP;
+    IF first.xid IS NOT NULL THEN
         lo := CASE WHEN first.xid = cursor_xid THEN greatest(first.base, cursor_seq + 1) ELSE first.base END;
         hi := first.base + first.n;
         IF hi - lo >= budget THEN

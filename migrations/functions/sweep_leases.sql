@@ -43,7 +43,7 @@ BEGIN
                    CASE WHEN isempty(l.remaining) THEN 0
                         ELSE (SELECT sum(upper(r) - lower(r)) FROM unnest(l.remaining) r) END AS size
             FROM {schema}.leases l
-            WHERE l.sub = sub_num AND l.deadline > sweep_leases.swept_to AND l.deadline <= now_at
+            WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sweep_leases.swept_to AND l.deadline <= now_at
             ORDER BY l.deadline
             FETCH FIRST max_leases ROWS WITH TIES
         ) l
