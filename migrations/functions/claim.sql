@@ -34,6 +34,7 @@ DECLARE
     current_slot   smallint;
     state          record;
     now_at         timestamptz;
+    due_since      timestamptz;
     deadline       timestamptz;
     swept          record;
     due            record;
@@ -62,6 +63,9 @@ DECLARE
 BEGIN
     IF max_messages IS NULL OR max_messages < 0 OR single IS NULL THEN
         RAISE EXCEPTION 'max_messages must be at least 0, and single true or false' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    IF ack_deadline_seconds NOT BETWEEN 1 AND 43200 THEN
+        RAISE EXCEPTION 'ack_deadline_seconds must be 1 to 43200' USING ERRCODE = 'invalid_parameter_value';
     END IF;
     done := set_config('fastpubsub.claim', '', false);  -- an assignment costs less than PERFORM
     IF pg_current_xact_id_if_assigned() IS NOT NULL THEN  -- protection: own transaction
@@ -109,6 +113,7 @@ BEGIN
     IF NOT FOUND THEN  -- deleted while we waited
         RETURN 'no_subscription';
     END IF;
+    due_since := {schema}.due_from(state.due_to, now_at);
     now_at := greatest(now_at, state.swept_to);  -- a clock may step back, but no deadline behind what was swept
     deadline := now_at + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
     new_swept_to := state.swept_to;
@@ -121,6 +126,7 @@ BEGIN
 
     IF state.swept_to < now_at - sweep_pause THEN
         swept := {schema}.sweep_leases(sub_num, state.topic_num, state.max_delivery_attempts, state.swept_to, now_at);
+        new_swept_to := now_at;  -- as far as it is written, and only with something else
         IF swept.looked THEN
             changed := true;
             new_swept_to := swept.swept_to;
@@ -133,7 +139,7 @@ BEGIN
         new_due_to := now_at;
         IF state.due THEN
             due := {schema}.claim_due(sub_num, state.max_delivery_attempts, consumer, deadline, wanted,
-                                      {schema}.due_from(state.due_to, now_at), now_at);
+                                      due_since, now_at);
             changed := changed OR due.xids IS NOT NULL OR due.died > 0;
             new_due_to := due.end_at;
             due_xids := due.xids;

@@ -2,8 +2,8 @@
 -- that were handed out or acked stay until a vacuum may remove them, and that is long while an old snapshot pins the
 -- horizon. So each search begins a second before where the last one ended (due_to). What is missed by that, because it
 -- became due more than a second before its transaction committed, or because its row was locked, is found by the first
--- search in each stretch of ten seconds, which begins at the beginning.
+-- search in each stretch of ten seconds, which begins at the beginning. So does one by a clock that has stepped back.
 CREATE OR REPLACE FUNCTION {schema}.due_from(due_to timestamptz, now_at timestamptz) RETURNS timestamptz
-LANGUAGE sql STABLE STRICT PARALLEL SAFE
-RETURN CASE WHEN date_bin('10 seconds', now_at, '2000-01-01 00:00Z') = date_bin('10 seconds', due_to, '2000-01-01 00:00Z')
+LANGUAGE sql STABLE PARALLEL SAFE
+RETURN CASE WHEN due_to <= now_at AND date_bin('10 seconds', now_at, '2000-01-01 00:00Z') = date_bin('10 seconds', due_to, '2000-01-01 00:00Z')
             THEN due_to - interval '1 second' ELSE '-infinity' END;

@@ -18,12 +18,16 @@ BEGIN
     INSERT INTO {schema}.deliveries (xid, seq, next_at, created_at, dead_at, sub, attempts, state, consumer,
                                      payload, attributes, last_error)
     SELECT m.xid, m.base + p.i - 1, $10, m.created_at, $11, $1, $9, $8, $12, p.payload, m.attributes[p.i::int], $13
-    FROM unnest(from_xids, from_seqs, to_xids, to_seqs) s(from_xid, from_seq, to_xid, to_seq)
+    FROM (
+        -- Each record batch is unpacked once, not for every lease in it.
+        SELECT DISTINCT r.from_xid, r.from_seq & ~65535::bigint AS from_base, r.to_xid, r.to_seq & ~65535::bigint AS to_base
+        FROM unnest(from_xids, from_seqs, to_xids, to_seqs) r(from_xid, from_seq, to_xid, to_seq)
+    ) s
     CROSS JOIN LATERAL (
         SELECT m.xid, m.base, m.n, m.created_at, m.payloads, m.attributes
         FROM {schema}.messages m
         WHERE m.topic_num = topic
-          AND (m.xid, m.base) >= (s.from_xid, s.from_seq & ~65535::bigint) AND (m.xid, m.base) <= (s.to_xid, s.to_seq)
+          AND (m.xid, m.base) >= (s.from_xid, s.from_base) AND (m.xid, m.base) <= (s.to_xid, s.to_base)
           AND int8range(m.base, m.base + m.n) && taken
         ORDER BY m.xid, m.base
     ) m
