@@ -59,7 +59,18 @@ BEGIN
     SELECT array_agg(h.slot) AS slots, array_agg(h.kind) AS kinds, array_agg(h.first_xid) AS first_xids,
            array_agg(h.first_seq) AS first_seqs
     INTO held
-    FROM (SELECT * FROM {schema}.held_leases h WHERE h.sub = sub_num LIMIT max_leases) h;
+    FROM (
+        SELECT h.slot, h.kind, h.first_xid, h.first_seq
+        FROM {schema}.held_leases h
+        CROSS JOIN LATERAL (  -- as many as can be had: those that are still locked must not fill the limit
+            SELECT 1 FROM {schema}.leases l
+            WHERE l.sub = sub_num AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
+              AND l.slot = h.slot
+            FOR UPDATE SKIP LOCKED
+        ) l
+        WHERE h.sub = sub_num
+        LIMIT max_leases
+    ) h;
     n_held := coalesce(cardinality(held.slots), 0);
     due.slots := held.slots || due.slots;
     due.kinds := held.kinds || due.kinds;
