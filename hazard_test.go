@@ -734,6 +734,31 @@ var hazards = []hazard{
 		},
 	},
 	{
+		name:        "a nack while the clock is behind what was handed out",
+		protections: []protection{{"claim", "due_since, now_at);", "{schema}.due_from(state.due_to, now_at), now_at);"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			clock := db.StopClock(t)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			ids := publish(t, b, "t", numbered(0, 1)...)
+			consume(t, b, "s", 10)
+			if err := clock.Move(t.Context(), 24*time.Hour); err != nil {
+				return err
+			}
+			again := consume(t, b, "s", 10)
+			if err := clock.Move(t.Context(), -30*time.Minute); err != nil {
+				return err
+			}
+			if n, err := b.Nack(t.Context(), "s", deliveriesOf(again), fastpubsub.NackOptions{Immediate: true}); err != nil || n != 1 {
+				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			if got := idsOf(consume(t, b, "s", 10)); !slices.Equal(got, ids) {
+				return fmt.Errorf("got %v, want %v", got, ids)
+			}
+			return nil
+		},
+	},
+	{
 		name:        "a thousand leases that run out at once",
 		protections: []protection{{"sweep_leases", "WHERE l.messages - l.own < max_messages;", "WHERE true;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
