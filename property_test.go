@@ -444,6 +444,7 @@ func (m *model) take(name string, sub *modelSub, max int) bool {
 		}
 		next.row = lease
 		if sub.single {
+			next.at += time.Millisecond // the leases of one call run out one after the other
 			next.row = &modelRow{changed: m.steps + 1, lease: true}
 		}
 		*p = next

@@ -23,9 +23,10 @@ CREATE TABLE {{.schema}}.deliveries (
     CONSTRAINT deliveries_pkey PRIMARY KEY (sub, xid, seq)
 ) WITH (autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_threshold = 1000);
 
--- What is due, in the order in which it became so: messages that wait, and leases that run out. Statements that look for a
--- row by its key compare state as text, so that none of these partial indexes can seem to fit.
-CREATE INDEX deliveries_due_idx ON {{.schema}}.deliveries (sub, next_at) WHERE state <> 'acked' AND state <> 'dead';
+-- What waits, in the order in which it becomes due, and leases, in the order in which they run out. Statements that look
+-- for a row by its key compare state as text, so that none of these partial indexes can seem to fit.
+CREATE INDEX deliveries_due_idx ON {{.schema}}.deliveries (sub, next_at) WHERE state IN ('available', 'expired');
+CREATE INDEX deliveries_leased_idx ON {{.schema}}.deliveries (sub, next_at) WHERE state = 'leased';
 
 -- The dead letter queue, oldest first. The position makes the order of a list total.
 CREATE INDEX deliveries_dead_idx ON {{.schema}}.deliveries (sub, dead_at, xid, seq) WHERE state = 'dead';

@@ -141,7 +141,7 @@ WHERE EXISTS (SELECT FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline >
    OR EXISTS (SELECT FROM {schema}.deliveries d WHERE d.sub = s.num AND d.state = 'acked')
    OR EXISTS (SELECT FROM {schema}.deliveries d
               WHERE d.sub = s.num AND d.next_at <= (SELECT {schema}.clock())
-                AND d.state <> 'acked' AND d.state <> 'dead' AND d.state = 'leased')
+                AND d.state = 'leased')
 ORDER BY s.id`
 
 // ListExpired returns the subscriptions that Sweep has something to do for.

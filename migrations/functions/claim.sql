@@ -28,7 +28,8 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
-    sweep_pause  CONSTANT interval := '100 ms';  -- leases come in fours and more; each look opens all slots
+    look_pause   CONSTANT interval := '100 ms';  -- between looks for what has expired or is due, while the log has enough
+    slow         CONSTANT interval := '2 ms';
     class        CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- two schemas never share a lock
     sub_num        int;
     current_slot   smallint;
@@ -36,6 +37,10 @@ DECLARE
     now_at         timestamptz;
     due_since      timestamptz;
     deadline       timestamptz;
+    looking        boolean;
+    scanned        boolean := false;
+    look_began     timestamptz;
+    look           record;
     swept          record;
     due            record;
     due_xids       bigint[];
@@ -91,10 +96,7 @@ BEGIN
     -- newest of all. Where it has none yet, the others are looked at too; opening them all takes longer than this.
     current_slot := (SELECT last_value FROM {schema}.lease_slot) & 3;
     now_at := {schema}.clock();
-    SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts, c.*,
-           EXISTS (SELECT FROM {schema}.deliveries d
-                   WHERE d.sub = sub_num AND d.next_at >= {schema}.due_from(c.due_to, now_at) AND d.next_at <= now_at
-                     AND d.state <> 'acked' AND d.state <> 'dead') AS due
+    SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts, c.*
     INTO state
     FROM {schema}.subscriptions s
     CROSS JOIN LATERAL (
@@ -105,7 +107,7 @@ BEGIN
     WHERE s.num = sub_num;
     IF NOT FOUND THEN
         SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts,
-               c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked, true AS due
+               c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked
         INTO state
         FROM {schema}.subscriptions s, {schema}.newest_cursor(sub_num) c
         WHERE s.num = sub_num;
@@ -124,105 +126,136 @@ BEGIN
     new_xid := state.xid;
     new_seq := state.seq;
 
-    IF state.swept_to < now_at - sweep_pause THEN
-        swept := {schema}.sweep_leases(sub_num, state.topic_num, state.max_delivery_attempts, state.swept_to, now_at);
-        new_swept_to := now_at;  -- as far as it is written, and only with something else
-        IF swept.looked THEN
-            changed := true;
-            new_swept_to := swept.swept_to;
-            new_acked := new_acked + swept.acked;
-            state.due := state.due OR swept.expired > 0;
-        END IF;
-    END IF;
+    looking := max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at;
 
-    IF wanted > 0 THEN
-        new_due_to := now_at;
-        IF state.due THEN
-            due := {schema}.claim_due(sub_num, state.max_delivery_attempts, consumer, deadline, wanted,
-                                      due_since, now_at);
-            changed := changed OR due.xids IS NOT NULL OR due.died > 0;
-            new_due_to := due.end_at;
-            due_xids := due.xids;
-            due_seqs := due.seqs;
-            due_attempts := due.attempts;
-            wanted := wanted - coalesce(cardinality(due_xids), 0);
+    LOOP
+        IF looking THEN
+            look_began := clock_timestamp();
+            SELECT EXISTS (SELECT FROM {schema}.leases l
+                           WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > state.swept_to AND l.deadline <= now_at)
+                       OR EXISTS (SELECT FROM {schema}.held_leases h WHERE h.sub = sub_num)
+                       OR EXISTS (SELECT FROM {schema}.deliveries d
+                                  WHERE d.sub = sub_num AND d.next_at >= due_since AND d.next_at <= now_at AND d.state = 'leased') AS expired,
+                   EXISTS (SELECT FROM {schema}.deliveries d
+                           WHERE d.sub = sub_num AND d.next_at >= due_since AND d.next_at <= now_at
+                             AND d.state IN ('available', 'expired')) AS due
+            INTO look;
+            new_swept_to := now_at;
+            new_due_to := now_at;
+            IF look.expired THEN
+                swept := {schema}.sweep_leases(sub_num, state.topic_num, state.max_delivery_attempts, state.swept_to, due_since, now_at);
+                changed := changed OR swept.looked;
+                new_swept_to := swept.swept_to;
+                new_due_to := swept.due_to;
+                new_acked := new_acked + swept.acked;
+                look.due := look.due OR swept.expired > 0;
+            END IF;
+            IF look.due AND wanted > 0 THEN
+                due := {schema}.claim_due(sub_num, consumer, deadline, wanted, due_since, now_at);
+                changed := changed OR due.xids IS NOT NULL;
+                new_due_to := least(new_due_to, due.due_to);
+                due_xids := due.xids;
+                due_seqs := due.seqs;
+                due_attempts := due.attempts;
+                wanted := wanted - coalesce(cardinality(due_xids), 0);
+            ELSIF look.due THEN
+                new_due_to := least(new_due_to, state.due_to);
+            END IF;
+            IF least(new_swept_to, new_due_to) < now_at THEN  -- there is more: the next call looks again
+                new_due_to := least(new_due_to, now_at - look_pause);
+            END IF;
+            -- What vacuum has not removed yet makes the search slow, and then this is written down for the next.
+            IF NOT changed AND clock_timestamp() - look_began > slow
+               AND EXISTS (SELECT FROM {schema}.deliveries d WHERE d.sub = sub_num LIMIT 1) THEN
+                changed := true;
+            END IF;
         END IF;
-    END IF;
-    IF changed THEN
-        own_xid := pg_current_xact_id_if_assigned()::text::bigint;
-    END IF;
+        EXIT WHEN scanned;
+        IF changed THEN
+            own_xid := pg_current_xact_id_if_assigned()::text::bigint;
+        END IF;
 
-    IF wanted > 0 AND cardinality(late_xids) > 0 THEN
-        taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
-                                    CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
-        IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
-            matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
-                                              taken.slots, taken.xids, taken.los, taken.his);
-            taken.slots := matched.slots;
-            taken.xids := matched.xids;
-            taken.los := matched.los;
-            taken.his := matched.his;
-            more := taken.end_xid IS NOT NULL OR matched.end_xid IS NOT NULL;
-            taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
-            taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
-        END IF;
-        IF cardinality(taken.finished) > 0 THEN
-            -- What was finished and examined whole leaves the list. The transaction at which the scan ended stays; if
-            -- it has nothing left, the next call finds that out.
-            changed := true;
-            SELECT coalesce(array_agg(l.xid ORDER BY l.xid), '{}'),
-                   coalesce(array_agg(CASE WHEN l.xid = taken.end_xid THEN taken.end_seq ELSE l.seq END ORDER BY l.xid), '{}')
-            INTO late_xids, late_seqs
-            FROM unnest(late_xids, late_seqs) l(xid, seq)
-            WHERE l.xid <> ALL (taken.finished) OR l.xid >= taken.end_xid;
-        END IF;
-        IF cardinality(taken.xids) > 0 THEN
-            late_stretches := cardinality(taken.xids);
-            slots := taken.slots;
-            xids := taken.xids;
-            los := taken.los;
-            his := taken.his;
-            wanted := wanted - (SELECT sum(r.hi - r.lo) FROM unnest(los, his) r(lo, hi));
-        END IF;
-    END IF;
-
-    IF wanted > 0 AND NOT more THEN
-        taken := {schema}.scan_main(state.topic_num, state.xid, state.seq,
-                                    CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
-        IF taken.xids IS NOT NULL THEN
-            changed := true;
-            IF state.filter_path IS NOT NULL THEN
-                more := true;
+        IF wanted > 0 AND cardinality(late_xids) > 0 THEN
+            taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
+                                        CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
+            IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
                 matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
                                                   taken.slots, taken.xids, taken.los, taken.his);
                 taken.slots := matched.slots;
                 taken.xids := matched.xids;
                 taken.los := matched.los;
                 taken.his := matched.his;
+                more := taken.end_xid IS NOT NULL OR matched.end_xid IS NOT NULL;
                 taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
                 taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
             END IF;
-            new_xid := taken.end_xid;
-            new_seq := taken.end_seq;
-            -- A transaction that has written has an id, which none of its own snapshots lists. Nothing should be published in
-            -- it, but what is must not be lost.
-            IF own_xid > state.xid AND own_xid < new_xid THEN  -- protection: late when it is our own
-                taken.open_xids := taken.open_xids || own_xid;
-            END IF;
-            IF new_xid > ANY (taken.open_xids) THEN  -- protection: late when passed
-                late_xids := late_xids || ARRAY(SELECT x FROM unnest(taken.open_xids) x WHERE x < new_xid ORDER BY x);
-                late_seqs := late_seqs || array_fill(-1::bigint, ARRAY[cardinality(late_xids) - cardinality(late_seqs)]);
+            IF cardinality(taken.finished) > 0 THEN
+                -- What was finished and examined whole leaves the list. The transaction at which the scan ended stays; if
+                -- it has nothing left, the next call finds that out.
+                changed := true;
+                SELECT coalesce(array_agg(l.xid ORDER BY l.xid), '{}'),
+                       coalesce(array_agg(CASE WHEN l.xid = taken.end_xid THEN taken.end_seq ELSE l.seq END ORDER BY l.xid), '{}')
+                INTO late_xids, late_seqs
+                FROM unnest(late_xids, late_seqs) l(xid, seq)
+                WHERE l.xid <> ALL (taken.finished) OR l.xid >= taken.end_xid;
             END IF;
             IF cardinality(taken.xids) > 0 THEN
-                done := {schema}.grant_leases(sub_num, 0::smallint, current_slot, consumer, deadline, single,
-                                              taken.xids, taken.los, taken.his);
-                slots := slots || taken.slots;
-                xids := xids || taken.xids;
-                los := los || taken.los;
-                his := his || taken.his;
+                late_stretches := cardinality(taken.xids);
+                slots := taken.slots;
+                xids := taken.xids;
+                los := taken.los;
+                his := taken.his;
+                wanted := wanted - (SELECT sum(r.hi - r.lo) FROM unnest(los, his) r(lo, hi));
             END IF;
         END IF;
-    END IF;
+
+        IF wanted > 0 AND NOT more THEN
+            IF state.filter_path IS NULL THEN
+                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, wanted, max_messages);
+            ELSE
+                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, max_examined, 0);
+            END IF;
+            IF taken.xids IS NOT NULL THEN
+                changed := true;
+                IF state.filter_path IS NOT NULL THEN
+                    more := true;
+                    matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
+                                                      taken.slots, taken.xids, taken.los, taken.his);
+                    taken.slots := matched.slots;
+                    taken.xids := matched.xids;
+                    taken.los := matched.los;
+                    taken.his := matched.his;
+                    taken.end_xid := coalesce(matched.end_xid, taken.end_xid);
+                    taken.end_seq := coalesce(matched.end_seq, taken.end_seq);
+                END IF;
+                new_xid := taken.end_xid;
+                new_seq := taken.end_seq;
+                -- A transaction that has written has an id, which none of its own snapshots lists. Nothing should be published in
+                -- it, but what is must not be lost.
+                IF own_xid > state.xid AND own_xid < new_xid THEN  -- protection: late when it is our own
+                    taken.open_xids := taken.open_xids || own_xid;
+                END IF;
+                IF new_xid > ANY (taken.open_xids) THEN  -- protection: late when passed
+                    late_xids := late_xids || ARRAY(SELECT x FROM unnest(taken.open_xids) x WHERE x < new_xid ORDER BY x);
+                    late_seqs := late_seqs || array_fill(-1::bigint, ARRAY[cardinality(late_xids) - cardinality(late_seqs)]);
+                END IF;
+                IF cardinality(taken.xids) > 0 THEN
+                    done := {schema}.grant_leases(sub_num, 0::smallint, current_slot, consumer, deadline, single,
+                                                  taken.xids, taken.los, taken.his);
+                    slots := slots || taken.slots;
+                    xids := xids || taken.xids;
+                    los := los || taken.los;
+                    his := his || taken.his;
+                    wanted := wanted - CASE WHEN cardinality(taken.xids) = 1 THEN taken.his[1] - taken.los[1]
+                                            ELSE (SELECT sum(r.hi - r.lo) FROM unnest(taken.los, taken.his) r(lo, hi)) END;
+                END IF;
+            END IF;
+        END IF;
+
+        EXIT WHEN looking OR wanted = 0 OR more;
+        scanned := true;
+        looking := true;
+    END LOOP;
 
     IF late_stretches > 0 THEN
         done := {schema}.grant_leases(sub_num, 1::smallint, current_slot, consumer, deadline, single,

@@ -1,6 +1,6 @@
 -- find_leases says which leases of a subscription hold messages, without locks. Messages come as stretches, ascending;
 -- see ack, which calls it with its planner settings. It returns the keys of the leases, ascending, and what remains in
--- each; NULL when there are none.
+-- each; NULL when there are none. one_xid says that all of these hold messages of transaction xids[1] alone.
 --
 -- The leases of kind 0 are disjoint, so a position is in the one with the greatest first position not behind it, if in
 -- any. A late transaction's messages lie inside such a stretch without belonging to it; its leases are of kind 1. The
@@ -9,7 +9,7 @@
 CREATE OR REPLACE FUNCTION {schema}.find_leases(
     sub_num int, current_slot smallint, xids bigint[], los bigint[], his bigint[],
     OUT slots smallint[], OUT kinds smallint[], OUT first_xids bigint[], OUT first_seqs bigint[],
-    OUT remainings int8multirange[])
+    OUT remainings int8multirange[], OUT one_xid boolean)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -28,6 +28,7 @@ BEGIN
         END IF;
     END LOOP;
 
+    one_xid := true;
     pos := los[1];
     WHILE i <= total LOOP
         SELECT l.slot, l.first_xid, l.first_seq, l.last_xid, l.last_seq, l.remaining INTO lease
@@ -54,6 +55,7 @@ BEGIN
             first_xids := first_xids || lease.first_xid;
             first_seqs := first_seqs || lease.first_seq;
             remainings := remainings || lease.remaining;
+            one_xid := one_xid AND lease.first_xid = xids[1] AND lease.last_xid = xids[1];
             -- On to the first position behind this lease.
             WHILE i <= total AND (xids[i], his[i] - 1) <= (lease.last_xid, lease.last_seq) LOOP
                 all_found := all_found AND lease.remaining @> int8range(los[i], his[i]);
@@ -100,6 +102,7 @@ BEGIN
             first_xids := first_xids || lease.first_xid;
             first_seqs := first_seqs || lease.first_seq;
             remainings := remainings || lease.remaining;
+            one_xid := one_xid AND lease.first_xid = xids[1];
         END LOOP;
     END IF;
 END $$;

@@ -1,6 +1,7 @@
 -- grant_leases writes the lease rows for stretches that were claimed: one row for up to 64 of them, or one for each
--- message when `single`. A row of kind 1 holds messages of one transaction only. claim calls it under the
--- subscription's lock and with its planner settings; nobody else does.
+-- message when `single`; these run out a microsecond apart, so that a sweep can end between them. A row of kind 1 holds
+-- messages of one transaction only. claim calls it under the subscription's lock and with its planner settings; nobody
+-- else does.
 --
 -- It returns NULL, so that claim can call it by an assignment. 64 keeps the row, which every ack writes again, near a
 -- kilobyte.
@@ -25,7 +26,7 @@ BEGIN
     INSERT INTO {schema}.leases (first_xid, first_seq, last_xid, last_seq, deadline, sub, kind, slot, consumer, remaining)
     SELECT (array_agg(p.xid ORDER BY p.i))[1], (array_agg(p.lo ORDER BY p.i))[1],
            (array_agg(p.xid ORDER BY p.i DESC))[1], (array_agg(p.hi ORDER BY p.i DESC))[1] - 1,
-           deadline, sub, kind, slot, consumer,
+           deadline + CASE WHEN single THEN 1 + min(p.i) ELSE 0 END * interval '1 us', sub, kind, slot, consumer,
            range_agg(int8range(p.lo, p.hi))
     FROM (
         SELECT o.xid, o.lo, o.hi, row_number() OVER (PARTITION BY o.part ORDER BY o.xid, o.lo) - 1 AS i, o.part

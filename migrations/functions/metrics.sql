@@ -40,16 +40,15 @@ BEGIN
     now_at := {schema}.clock();
     estimated := false;
 
-    SELECT count(*) FILTER (WHERE d.state <> 'leased') AS waiting,
-           count(*) FILTER (WHERE d.state <> 'leased' AND d.next_at > now_at) AS delayed,
-           count(*) FILTER (WHERE d.state = 'leased') AS leased, min(d.created_at) AS oldest_at
-    INTO part
-    FROM {schema}.deliveries d
-    WHERE d.sub = sub.sub AND d.state <> 'acked' AND d.state <> 'dead';
-    available := part.waiting;
+    SELECT count(*) AS n, count(*) FILTER (WHERE d.next_at > now_at) AS delayed, min(d.created_at) AS oldest_at INTO part
+    FROM {schema}.deliveries d WHERE d.sub = sub.sub AND d.state IN ('available', 'expired');
+    available := part.n;
     delayed := part.delayed;
-    delivered := part.leased;
     oldest_at := part.oldest_at;
+    SELECT count(*) AS n, min(d.created_at) AS oldest_at INTO part
+    FROM {schema}.deliveries d WHERE d.sub = sub.sub AND d.state = 'leased';
+    delivered := part.n;
+    oldest_at := least(oldest_at, part.oldest_at);
     dead := (SELECT count(*) FROM {schema}.deliveries d WHERE d.sub = sub.sub AND d.state = 'dead');
     acked := sub.acked + (SELECT count(*) FROM {schema}.deliveries d WHERE d.sub = sub.sub AND d.state = 'acked');
 

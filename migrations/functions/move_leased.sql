@@ -47,18 +47,26 @@ BEGIN
         secs => CASE act WHEN 'retry' THEN coalesce(seconds, sub.backoff_min_seconds) WHEN 'extend' THEN seconds ELSE 0 END);
     new_dead_at := CASE WHEN new_state = 'dead' THEN now_at END;
 
-    -- Only what is in the log: a position that was never given out must not take another message out of its lease.
-    wanted := (
-        SELECT range_agg(int8range(greatest(r.lo, m.base), least(r.hi, m.base + m.n)))
-        FROM unnest(xids, los, his, attempts) r(xid, lo, hi, attempt)
-        CROSS JOIN LATERAL (
-            SELECT m.base, m.n FROM {schema}.messages m
-            WHERE m.topic_num = sub.topic_num AND m.xid = r.xid AND m.base >= r.lo & ~65535::bigint AND m.base < r.hi
-            ORDER BY m.xid, m.base
-        ) m
-        WHERE r.lo < r.hi AND coalesce(r.attempt, 0) IN (0, 1) AND r.lo < m.base + m.n);
+    keys := {schema}.find_leases(sub.num, sub.slot, xids, los, his);
+    IF keys.slots IS NOT NULL THEN
+        -- A position that was never given out must not take another message out of its lease. If leases are of more than one
+        -- transaction, the log has to say whose a seq is.
+        IF keys.one_xid THEN
+            wanted := (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(xids, los, his, attempts) r(xid, lo, hi, attempt)
+                       WHERE r.xid = xids[1] AND coalesce(r.attempt, 0) IN (0, 1));
+        ELSE
+            wanted := (
+                SELECT range_agg(int8range(greatest(r.lo, m.base), least(r.hi, m.base + m.n)))
+                FROM unnest(xids, los, his, attempts) r(xid, lo, hi, attempt)
+                CROSS JOIN LATERAL (
+                    SELECT m.base, m.n FROM {schema}.messages m
+                    WHERE m.topic_num = sub.topic_num AND m.xid = r.xid AND m.base >= r.lo & ~65535::bigint AND m.base < r.hi
+                    ORDER BY m.xid, m.base
+                ) m
+                WHERE r.lo < r.hi AND coalesce(r.attempt, 0) IN (0, 1) AND r.lo < m.base + m.n);
+        END IF;
+    END IF;
     IF wanted IS NOT NULL THEN
-        keys := {schema}.find_leases(sub.num, sub.slot, xids, los, his);
         FOR i IN 1..coalesce(cardinality(keys.slots), 0) LOOP
             old := keys.remainings[i];
             LOOP

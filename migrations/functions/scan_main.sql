@@ -6,12 +6,15 @@
 -- A record batch that was examined to its end leaves the position at the end of its 65,536 numbers, so that the next
 -- scan does not meet it again. xids is NULL when there is nothing.
 --
+-- asked is how many messages the call is to give, of which others than those of the log may have been found already; 0 behind
+-- a filter. Large calls keep to record batches: to begin and end inside costs them a fifth.
+--
 -- First it stops at the oldest transaction in progress, which keeps late ones rare: what lies before that is complete.
 -- Only when there is nothing does it look beyond. Then rows and transactions in progress come from one statement, that
 -- is, one snapshot, and it scans the gaps between those transactions, not what lies in them: a bulk load that is still
 -- open would be read, row by row, on every call.
 CREATE OR REPLACE FUNCTION {schema}.scan_main(
-    topic int, cursor_xid bigint, cursor_seq bigint, budget int,
+    topic int, cursor_xid bigint, cursor_seq bigint, budget int, asked int,
     OUT slots smallint[], OUT xids bigint[], OUT los bigint[], OUT his bigint[],
     OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[])
 LANGUAGE plpgsql
@@ -41,6 +44,17 @@ BEGIN
     IF first.xid IS NOT NULL THEN
         lo := CASE WHEN first.xid = cursor_xid THEN greatest(first.base, cursor_seq + 1) ELSE first.base END;
         hi := first.base + first.n;
+        IF asked >= 50 THEN
+            IF hi - lo < budget AND lo > first.base AND hi - lo >= asked / 2 THEN
+                budget := hi - lo;  -- what is left of one
+            ELSIF hi - lo > budget AND budget < asked THEN
+                -- Or what is left of it would be taken with a piece of the next, and so on.
+                IF budget < asked / 2 THEN
+                    RETURN;
+                END IF;
+                budget := asked / 2;
+            END IF;
+        END IF;
         IF hi - lo >= budget THEN
             slots := ARRAY[first.slot];
             xids := ARRAY[first.xid];

@@ -23,7 +23,6 @@ DECLARE
     sub     record;
     now_at  timestamptz;
     swept   record;
-    due     record;
     tids    tid[];
     removed int;
 BEGIN
@@ -53,30 +52,9 @@ BEGIN
     END IF;
     now_at := greatest(now_at, sub.swept_to);
 
-    swept := {schema}.sweep_leases(sub_num, sub.topic_num, sub.max_delivery_attempts, sub.swept_to, now_at);
+    swept := {schema}.sweep_leases(sub_num, sub.topic_num, sub.max_delivery_attempts, sub.swept_to, '-infinity', now_at);
     expired := swept.expired;
     died := swept.died;
-
-    SELECT array_agg(d.tid) AS tids, count(*) AS n, count(*) FILTER (WHERE d.attempts >= sub.max_delivery_attempts) AS died
-    INTO due
-    FROM (
-        SELECT d.ctid AS tid, d.attempts
-        FROM {schema}.deliveries d
-        WHERE d.sub = sub_num AND d.next_at <= now_at AND d.state <> 'acked' AND d.state <> 'dead' AND d.state = 'leased'
-        ORDER BY d.next_at
-        LIMIT step
-        FOR UPDATE SKIP LOCKED
-    ) d;
-    IF due.n > 0 THEN
-        UPDATE {schema}.deliveries d
-        SET state = CASE WHEN d.attempts < sub.max_delivery_attempts THEN 'expired' ELSE 'dead' END::{schema}.delivery_state,
-            next_at = now_at,
-            dead_at = CASE WHEN d.attempts < sub.max_delivery_attempts THEN NULL ELSE now_at END,
-            last_error = 'ack deadline passed'
-        WHERE d.ctid = ANY (due.tids);
-        expired := expired + due.n - due.died;
-        died := died + due.died;
-    END IF;
 
     tids := ARRAY(
         SELECT d.ctid FROM {schema}.deliveries d
@@ -89,7 +67,7 @@ BEGIN
     IF swept.looked OR removed > 0 THEN
         INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
         VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
-                swept.swept_to, sub.due_to, sub.acked + swept.acked + removed);
+                swept.swept_to, least(sub.due_to, swept.due_to), sub.acked + swept.acked + removed);
     END IF;
-    outcome := CASE WHEN swept.more OR due.n = step OR removed = step THEN 'more' ELSE 'ok' END;
+    outcome := CASE WHEN swept.swept_to < now_at OR swept.due_to < now_at OR removed = step THEN 'more' ELSE 'ok' END;
 END $$;

@@ -1,21 +1,22 @@
--- sweep_leases ends the leases of a subscription whose deadlines have passed. What nobody acked of them goes to deliveries:
--- due at once, or dead if the subscription delivers a message only once. claim and sweep call it under the subscription's
--- lock and with their planner settings; nobody else does.
+-- sweep_leases ends the leases of a subscription whose deadlines have passed. What nobody acked of them is in deliveries then:
+-- due at once, or dead if the subscription delivers a message so often and no more. claim and sweep call it under the
+-- subscription's lock and with their planner settings; nobody else does.
 --
--- Each lease is looked at once, in the order of the deadlines: those in (swept_to, now_at], as many as have about 500
--- messages to move, or 1,000 of them. A lease whose row somebody has locked is not waited for; it is noted in held_leases
+-- Each lease is looked at once, in the order of the deadlines: those in (swept_to, now_at], as many as have about 100
+-- messages to move, or 1,000 of them. Those in deliveries, which are searched from due_from on, are as many at most. A lease whose row somebody has locked is not waited for; it is noted in held_leases
 -- and tried again each time. An ack that comes meanwhile finds its message here or there: it looks into the lease and then,
 -- in a statement of its own, into deliveries.
 --
--- It returns how far it looked, how many messages of what it looked at had been acked, how many it made available and how
--- many dead, and whether there may be more to do. looked is false when there was nothing.
+-- It returns how far it looked, in leases (swept_to) and in deliveries (due_to), where now_at is all; how many messages of the
+-- leases it looked at had been acked, how many it made available and how many dead. looked is false when there was
+-- nothing.
 CREATE OR REPLACE FUNCTION {schema}.sweep_leases(
-    sub_num int, topic int, max_attempts int, INOUT swept_to timestamptz, now_at timestamptz,
-    OUT acked bigint, OUT expired int, OUT died int, OUT more boolean, OUT looked boolean)
+    sub_num int, topic int, max_attempts int, INOUT swept_to timestamptz, due_from timestamptz, now_at timestamptz,
+    OUT due_to timestamptz, OUT acked bigint, OUT expired int, OUT died int, OUT looked boolean)
 LANGUAGE plpgsql
 AS $$
 DECLARE
-    max_messages CONSTANT int := 500;
+    max_messages CONSTANT int := 100;
     max_leases   CONSTANT int := 1000;
     due          record;
     held         record;
@@ -24,7 +25,32 @@ DECLARE
     remaining    int8multirange;
     moved        int;
 BEGIN
-    acked := 0; expired := 0; died := 0; more := false; looked := false;
+    acked := 0; expired := 0; died := 0; looked := false; due_to := now_at;
+
+    SELECT count(*) AS n, max(d.next_at) AS upto, array_agg(d.tid) AS tids, count(*) FILTER (WHERE d.attempts >= max_attempts) AS died
+    INTO due
+    FROM (
+        SELECT d.ctid AS tid, d.next_at, d.attempts
+        FROM {schema}.deliveries d
+        WHERE d.sub = sub_num AND d.next_at >= due_from AND d.next_at <= now_at AND d.state = 'leased'
+        ORDER BY d.next_at
+        LIMIT max_messages
+        FOR UPDATE SKIP LOCKED
+    ) d;
+    IF due.n > 0 THEN
+        looked := true;
+        UPDATE {schema}.deliveries d
+        SET state = CASE WHEN d.attempts < max_attempts THEN 'expired' ELSE 'dead' END::{schema}.delivery_state,
+            next_at = now_at,
+            dead_at = CASE WHEN d.attempts < max_attempts THEN NULL ELSE now_at END,
+            last_error = 'ack deadline passed'
+        WHERE d.ctid = ANY (due.tids);
+        died := due.died;
+        expired := due.n - due.died;
+        IF due.n = max_messages THEN
+            due_to := due.upto;
+        END IF;
+    END IF;
 
     -- Leases with the same deadline are taken together, so that the next look can begin behind it. What was emptied cannot
     -- change any more, so its row need not be locked.
@@ -52,8 +78,9 @@ BEGIN
     IF due.n > 0 THEN
         looked := true;
         acked := due.acked;
-        more := due.n < due.seen OR due.seen >= max_leases;
-        swept_to := CASE WHEN more THEN due.upto ELSE now_at END;
+        swept_to := CASE WHEN due.n < due.seen OR due.seen >= max_leases THEN due.upto ELSE now_at END;
+    ELSE
+        swept_to := now_at;
     END IF;
 
     SELECT array_agg(h.slot) AS slots, array_agg(h.kind) AS kinds, array_agg(h.first_xid) AS first_xids,
@@ -120,9 +147,9 @@ BEGIN
         CASE WHEN max_attempts > 1 THEN 'expired' ELSE 'dead' END::{schema}.delivery_state, 1, now_at,
         CASE WHEN max_attempts > 1 THEN NULL ELSE now_at END, NULL, 'ack deadline passed');
     IF max_attempts > 1 THEN
-        expired := moved;
+        expired := expired + moved;
     ELSE
-        died := moved;
+        died := died + moved;
     END IF;
     -- By slot: a ctid is unique in its partition only.
     FOR part IN 0..3 LOOP
