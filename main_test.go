@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -126,4 +127,32 @@ func idsOf(msgs []fastpubsub.Message) []fastpubsub.ID {
 		ids[i] = m.ID
 	}
 	return ids
+}
+
+func exec(t testing.TB, db *storetest.DB, sql string, args ...any) {
+	t.Helper()
+	if _, err := db.Pool.Exec(t.Context(), db.SQL(sql), args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func query[T any](t testing.TB, db *storetest.DB, sql string, args ...any) T {
+	t.Helper()
+	var v T
+	if err := db.Pool.QueryRow(t.Context(), db.SQL(sql), args...).Scan(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// waitForLockWaits returns once n statements of this schema wait for locks.
+func waitForLockWaits(t testing.TB, db *storetest.DB, n int) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for query[int](t, db, `SELECT count(*) FROM pg_stat_activity
+	                       WHERE wait_event_type = 'Lock' AND query LIKE '%"' || $1 || '"%'`, db.Schema) < n {
+		if time.Now().After(deadline) {
+			t.Fatalf("there are not %d statements that wait for locks", n)
+		}
+	}
 }
