@@ -107,14 +107,12 @@ var ackHazards = []hazard{
 		name:        "an ack that finds its lease swept",
 		protections: []protection{{"ack", "IF acked = upper(wanted) - lower(wanted) OR", "IF true OR"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			publish(t, b, "t", numbered(0, 3)...)
 			ids := idsOf(consume(t, b, "s", 10))
-			if err := clock.Move(t.Context(), time.Hour); err != nil {
-				return err
-			}
+			move(time.Hour)
 			tx := begin(t, db, pgx.TxOptions{})
 			if _, err := tx.Exec(t.Context(), db.SQL(`SELECT {schema}.claim('s', 'other', 0, NULL, false)`)); err != nil {
 				return err
@@ -140,14 +138,12 @@ var ackHazards = []hazard{
 			{"move_leased", "AND (coalesce(r.attempt, 0) = 0 OR d.attempts = r.attempt)  -- protection: the current attempt", ""},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			publish(t, b, "t", numbered(0, 3)...)
 			old := consume(t, b, "s", 10)
-			if err := clock.Move(t.Context(), time.Hour); err != nil {
-				return err
-			}
+			move(time.Hour)
 			for range 2 { // before and after somebody else has them
 				if n, err := b.Nack(t.Context(), "s", deliveriesOf(old), fastpubsub.NackOptions{}); err != nil || n != 0 {
 					return fmt.Errorf("nacked %d, %w", n, err)

@@ -84,7 +84,7 @@ var leaseHazards = []hazard{
 			{"sweep_leases", "(k.i = ANY (got.numbers)) IS NOT TRUE;  -- protection: held", "false;"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			ids := publish(t, b, "t", numbered(0, 3)...)
@@ -94,9 +94,7 @@ var leaseHazards = []hazard{
 			if n, err := b.AckTx(t.Context(), tx, "s", held); err != nil || n != 1 {
 				return fmt.Errorf("acked %d, %w", n, err)
 			}
-			if err := clock.Move(t.Context(), time.Hour); err != nil {
-				return err
-			}
+			move(time.Hour)
 			err := within(t, "consume", func(ctx context.Context) error {
 				msgs, err := b.Consume(ctx, "s", fastpubsub.ConsumeOptions{Consumer: "test"})
 				if err == nil && !slices.Equal(idsOf(msgs), ids[1:]) {
@@ -110,9 +108,7 @@ var leaseHazards = []hazard{
 			if err := tx.Rollback(t.Context()); err != nil {
 				return err
 			}
-			if err := clock.Move(t.Context(), time.Second); err != nil {
-				return err
-			}
+			move(time.Second)
 			return wantDelivered(t, b, "s", 10, held...)
 		},
 	},
@@ -120,30 +116,24 @@ var leaseHazards = []hazard{
 		name:        "a clock that steps back behind what was swept",
 		protections: []protection{{"claim", "now_at := greatest(now_at, state.swept_to);", "NULL;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			publish(t, b, "t", numbered(0, 1)...)
 			first := idsOf(consume(t, b, "s", 10))
-			if err := clock.Move(t.Context(), 24*time.Hour); err != nil {
-				return err
-			}
+			move(24 * time.Hour)
 			if err := wantDelivered(t, b, "s", 10, first...); err != nil {
 				return err
 			}
 			if n, err := b.Ack(t.Context(), "s", first); err != nil || n != 1 {
 				return fmt.Errorf("acked %d, %w", n, err)
 			}
-			if err := clock.Move(t.Context(), -12*time.Hour); err != nil {
-				return err
-			}
+			move(-12 * time.Hour)
 			second := publish(t, b, "t", numbered(1, 1)...)
 			if err := wantDelivered(t, b, "s", 10, second...); err != nil {
 				return err
 			}
-			if err := clock.Move(t.Context(), 48*time.Hour); err != nil {
-				return err
-			}
+			move(48 * time.Hour)
 			return wantDelivered(t, b, "s", 10, second...)
 		},
 	},
@@ -151,18 +141,14 @@ var leaseHazards = []hazard{
 		name:        "a nack while the clock is behind what was handed out",
 		protections: []protection{{"claim", "due_since, now_at);", "{schema}.due_from(state.due_to, now_at), now_at);"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			ids := publish(t, b, "t", numbered(0, 1)...)
 			consume(t, b, "s", 10)
-			if err := clock.Move(t.Context(), 24*time.Hour); err != nil {
-				return err
-			}
+			move(24 * time.Hour)
 			again := consume(t, b, "s", 10)
-			if err := clock.Move(t.Context(), -30*time.Minute); err != nil {
-				return err
-			}
+			move(-30 * time.Minute)
 			if n, err := b.Nack(t.Context(), "s", deliveriesOf(again), fastpubsub.NackOptions{Immediate: true}); err != nil || n != 1 {
 				return fmt.Errorf("nacked %d, %w", n, err)
 			}
@@ -176,19 +162,15 @@ var leaseHazards = []hazard{
 		name:        "a thousand leases that run out at once",
 		protections: []protection{{"sweep_leases", "WHERE l.messages - l.own < max_messages;", "WHERE true;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
-			clock := db.StopClock(t)
+			move := stopClock(t, db)
 			createTopic(t, b, "t")
 			createSubscription(t, b, "s", "t", noFilter)
 			ids := publish(t, b, "t", numbered(0, 900)...)
 			for range 9 {
 				consume(t, b, "s", 100)
-				if err := clock.Move(t.Context(), time.Millisecond); err != nil {
-					return err
-				}
+				move(time.Millisecond)
 			}
-			if err := clock.Move(t.Context(), time.Hour); err != nil {
-				return err
-			}
+			move(time.Hour)
 			exec(t, db, `SELECT {schema}.claim('s', 'other', 0, NULL, false)`)
 			if n := query[int](t, db, `SELECT count(*) FROM {schema}.deliveries`); n != 500 {
 				return fmt.Errorf("one call moved %d messages, want 500", n)

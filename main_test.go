@@ -156,3 +156,15 @@ func waitForLockWaits(t testing.TB, db *storetest.DB, n int) {
 		}
 	}
 }
+
+// stopClock stops the clock of a schema and returns what moves it.
+func stopClock(t testing.TB, db *storetest.DB) (move func(d time.Duration)) {
+	t.Helper()
+	clock := db.StopClock(t)
+	return func(d time.Duration) {
+		t.Helper()
+		if err := clock.Move(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
