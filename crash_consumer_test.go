@@ -2,15 +2,12 @@ package fastpubsub_test
 
 import (
 	"bufio"
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/rand/v2"
 	"os"
-	osexec "os/exec" // exec is one of the helpers here
 	"path/filepath"
 	"slices"
 	"testing"
@@ -19,35 +16,21 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
-	"github.com/fastpubsub/fastpubsub/store/storetest"
+	"github.com/fastpubsub/fastpubsub/internal/crashtest"
 )
-
-const crashAttempts = 3 // what the subscriptions here allow
-
-// createForCrash creates the topic and the subscription of a ledger, with deadlines of a few seconds.
-func createForCrash(t *testing.T, b *fastpubsub.Broker) {
-	t.Helper()
-	createTopic(t, b, "t")
-	_, err := b.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t",
-		SubscriptionSettings: fastpubsub.SubscriptionSettings{MaxDeliveryAttempts: crashAttempts,
-			BackoffMin: time.Second, BackoffMax: 2 * time.Second, AckDeadline: 2 * time.Second}})
-	if err != nil {
-		t.Fatal(err)
-	}
-}
 
 // A worker does to messages what consumers do.
 type worker struct {
 	name   string
 	broker *fastpubsub.Broker
 	rng    *rand.Rand
-	record recorder
-	kept   []told // extended, and acked later
+	record crashtest.Recorder
+	kept   []crashtest.Message // extended, and acked later
 }
 
 // step takes some messages and acks, nacks, extends, gives back or forgets each.
 func (w *worker) step(ctx context.Context) error {
-	msgs, err := w.record.consume(ctx, w.broker, fastpubsub.ConsumeOptions{
+	msgs, err := w.record.Consume(ctx, w.broker, fastpubsub.ConsumeOptions{
 		Consumer:    w.name,
 		Max:         1 + w.rng.IntN(10),
 		Wait:        20 * time.Millisecond,
@@ -66,7 +49,7 @@ func (w *worker) step(ctx context.Context) error {
 		giveBack
 		forget
 	)
-	var groups [forget + 1][]told
+	var groups [forget + 1][]crashtest.Message
 	weights := []int{ack, ack, ack, ack, ack, ack, nack, nackDelayed, nackAtOnce, extend, giveBack, forget}
 	for _, m := range msgs {
 		i := weights[w.rng.IntN(len(weights))]
@@ -86,7 +69,7 @@ func (w *worker) step(ctx context.Context) error {
 		switch action {
 		case ack:
 			for msgs := range slices.Chunk(msgs, 1+w.rng.IntN(len(msgs))) {
-				if err = w.record.ack(ctx, w.broker, w.name, msgs); err != nil {
+				if err = w.record.Ack(ctx, w.broker, w.name, msgs); err != nil {
 					break
 				}
 			}
@@ -97,9 +80,9 @@ func (w *worker) step(ctx context.Context) error {
 		case nackAtOnce:
 			err = w.nack(ctx, msgs, fastpubsub.NackOptions{Immediate: true})
 		case extend:
-			err = w.extend(ctx, callExtend, msgs, 3*time.Second)
+			err = w.extend(ctx, crashtest.Extend, msgs, 3*time.Second)
 		case giveBack:
-			err = w.extend(ctx, callGiveBack, msgs, 0)
+			err = w.extend(ctx, crashtest.GiveBack, msgs, 0)
 		}
 		if err != nil {
 			return err
@@ -108,21 +91,21 @@ func (w *worker) step(ctx context.Context) error {
 	return nil
 }
 
-func (w *worker) nack(ctx context.Context, msgs []told, options fastpubsub.NackOptions) error {
-	return w.record.call(w.name, callNack, msgs, func() ([]told, int, error) {
-		n, err := w.broker.Nack(ctx, "s", toldDeliveries(msgs), options)
+func (w *worker) nack(ctx context.Context, msgs []crashtest.Message, options fastpubsub.NackOptions) error {
+	return w.record.Do(w.name, crashtest.Nack, msgs, func() ([]crashtest.Message, int, error) {
+		n, err := w.broker.Nack(ctx, crashtest.Subscription, namedDeliveries(msgs), options)
 		return msgs, n, err
 	})
 }
 
-func (w *worker) extend(ctx context.Context, call string, msgs []told, deadline time.Duration) error {
-	return w.record.call(w.name, call, msgs, func() ([]told, int, error) {
-		n, err := w.broker.Extend(ctx, "s", toldDeliveries(msgs), deadline)
+func (w *worker) extend(ctx context.Context, call crashtest.Call, msgs []crashtest.Message, deadline time.Duration) error {
+	return w.record.Do(w.name, call, msgs, func() ([]crashtest.Message, int, error) {
+		n, err := w.broker.Extend(ctx, crashtest.Subscription, namedDeliveries(msgs), deadline)
 		return msgs, n, err
 	})
 }
 
-func toldDeliveries(msgs []told) []fastpubsub.Delivery {
+func namedDeliveries(msgs []crashtest.Message) []fastpubsub.Delivery {
 	all := make([]fastpubsub.Delivery, len(msgs))
 	for i, m := range msgs {
 		all[i] = fastpubsub.Delivery{ID: m.ID, DeliveryAttempts: m.Attempts}
@@ -149,10 +132,7 @@ func TestCrashChild(t *testing.T) {
 	if !ok {
 		return
 	}
-	go func() { // whoever holds the other end is gone
-		_, _ = io.Copy(io.Discard, os.Stdin)
-		os.Exit(1)
-	}()
+	crashtest.ExitWithParent()
 	var config childConfig
 	if err := json.Unmarshal([]byte(text), &config); err != nil {
 		t.Fatal(err)
@@ -186,9 +166,9 @@ func (c *childConfig) run(t *testing.T) error {
 	}
 }
 
-func (c *childConfig) untilPoison(ctx context.Context, b *fastpubsub.Broker, r recorder) error {
+func (c *childConfig) untilPoison(ctx context.Context, b *fastpubsub.Broker, r crashtest.Recorder) error {
 	for {
-		msgs, err := r.consume(ctx, b, fastpubsub.ConsumeOptions{Consumer: c.Name, Max: 1})
+		msgs, err := r.Consume(ctx, b, fastpubsub.ConsumeOptions{Consumer: c.Name, Max: 1})
 		if err != nil || len(msgs) == 0 {
 			return err
 		}
@@ -202,57 +182,19 @@ func (c *childConfig) untilPoison(ctx context.Context, b *fastpubsub.Broker, r r
 			}
 			select {} // it takes effect somewhat later
 		}
-		if err := r.ack(ctx, b, c.Name, msgs); err != nil {
+		if err := r.Ack(ctx, b, c.Name, msgs); err != nil {
 			return err
 		}
 	}
 }
 
-// A child is a consumer in a process of its own.
-type child struct {
-	cmd    *osexec.Cmd
-	output bytes.Buffer
-	ended  chan struct{}
-}
-
-func startChild(t *testing.T, config childConfig) *child {
+func startConsumer(t *testing.T, config childConfig) *crashtest.Child {
 	t.Helper()
 	text, err := json.Marshal(config)
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &child{cmd: osexec.Command(os.Args[0], "-test.run=^TestCrashChild$"), ended: make(chan struct{})}
-	c.cmd.Env = append(os.Environ(), childEnv+"="+string(text))
-	c.cmd.Stdout, c.cmd.Stderr = &c.output, &c.output
-	if _, err := c.cmd.StdinPipe(); err != nil { // held until one of the two ends
-		t.Fatal(err)
-	}
-	if err := c.cmd.Start(); err != nil {
-		t.Fatal(err)
-	}
-	go func() {
-		_ = c.cmd.Wait() // the state says it, too
-		close(c.ended)
-	}()
-	t.Cleanup(func() { c.kill() })
-	return c
-}
-
-// kill ends it with SIGKILL. It returns an error if it had ended before, which it does only for one.
-func (c *child) kill() error {
-	err := c.cmd.Process.Kill()
-	<-c.ended
-	return err
-}
-
-// killed waits until it has ended, and reports whether something killed it.
-func (c *child) killed() (bool, error) {
-	<-c.ended
-	state := c.cmd.ProcessState
-	if state.Exited() && !state.Success() {
-		return false, fmt.Errorf("%v: %s", state, &c.output)
-	}
-	return !state.Exited(), nil
+	return crashtest.StartChild(t, childEnv+"="+string(text))
 }
 
 // newLedgerFile makes the file that children write to.
@@ -265,7 +207,19 @@ func newLedgerFile(t *testing.T) string {
 	return path
 }
 
-func readLedger(path string) (entries []entry, err error) {
+// fileRecorder adds to a ledger that processes share. A line that was cut off when its writer was killed stays alone.
+func fileRecorder(f *os.File) crashtest.Recorder {
+	return func(e crashtest.Entry) error {
+		line, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = f.Write(fmt.Appendf(nil, "\n%s\n", line))
+		return err
+	}
+}
+
+func readLedger(path string) (entries []crashtest.Entry, err error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -274,26 +228,12 @@ func readLedger(path string) (entries []entry, err error) {
 	lines := bufio.NewScanner(f)
 	lines.Buffer(nil, 1<<20)
 	for lines.Scan() {
-		var e entry
+		var e crashtest.Entry
 		if json.Unmarshal(lines.Bytes(), &e) == nil { // empty, or its writer was killed, else
 			entries = append(entries, e)
 		}
 	}
 	return entries, lines.Err()
-}
-
-// waitForBackends waits until the server has seen that clients of these names are gone: what they asked for may go on
-// till then.
-func waitForBackends(t *testing.T, db *storetest.DB, names []string) {
-	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
-	defer cancel()
-	for n := 1; n > 0; {
-		err := db.Pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY ($1)`, names).Scan(&n)
-		if err != nil {
-			t.Fatalf("%d connections of killed consumers: %v", n, err)
-		}
-	}
 }
 
 // TestConsumerKilled kills consumer processes at random moments, while messages are published: each message is acked once,
@@ -310,7 +250,7 @@ func TestConsumerKilled(t *testing.T) {
 	t.Logf("seed %d", seed)
 	b, db := newBroker(t)
 	clock := db.StopClock(t)
-	createForCrash(t, b)
+	crashtest.Create(t, b)
 	path := newLedgerFile(t)
 	size := func() int64 {
 		info, err := os.Stat(path)
@@ -321,18 +261,18 @@ func TestConsumerKilled(t *testing.T) {
 	}
 
 	var names []string
-	start := func() *child {
+	start := func() *crashtest.Child {
 		name := fmt.Sprintf("%s_%d", db.Schema, len(names))
 		names = append(names, name)
-		return startChild(t, childConfig{URL: db.URL, Schema: db.Schema, Ledger: path, Name: name, Seed: rng.Uint64()})
+		return startConsumer(t, childConfig{URL: db.URL, Schema: db.Schema, Ledger: path, Name: name, Seed: rng.Uint64()})
 	}
-	var children [consumers]*child
+	var children [consumers]*crashtest.Child
 	for i := range children {
 		children[i] = start()
 	}
 	// The ledger's growth is what decides about all the rest: when to publish, to move the clock and to kill.
 	const moveEach = 500 // bytes
-	var published memory
+	var published crashtest.Memory
 	nextKill, moved, n := int64(4_000), int64(0), 1
 	for end := time.Now().Add(patience); len(names) < consumers+kills; {
 		if time.Now().After(end) {
@@ -340,7 +280,7 @@ func TestConsumerKilled(t *testing.T) {
 		}
 		if int64(n) < 50+size()/150 {
 			k := 1 + rng.IntN(5)
-			if err := recorder(published.add).publish(t.Context(), b, "publisher", n, k); err != nil {
+			if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, "publisher", n, k); err != nil {
 				t.Fatal(err)
 			}
 			n += k
@@ -355,29 +295,23 @@ func TestConsumerKilled(t *testing.T) {
 			continue
 		}
 		i := rng.IntN(consumers)
-		if err := children[i].kill(); err != nil {
-			_, err := children[i].killed()
+		if err := children[i].Kill(); err != nil {
 			t.Fatalf("a consumer ended by itself: %v", err)
 		}
 		children[i] = start()
 		nextKill = size() + 4_000 + rng.Int64N(10_000)
 	}
 	for _, c := range children {
-		if err := c.kill(); err != nil {
-			_, err := c.killed()
+		if err := c.Kill(); err != nil {
 			t.Fatalf("a consumer ended by itself: %v", err)
 		}
 	}
-	waitForBackends(t, db, names)
+	crashtest.WaitForBackends(t, db, names...)
 	entries, err := readLedger(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAuditor(crashAttempts)
-	if err := a.audit(t, b, clock, append(published.entries, entries...)); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.err(); err != nil {
+	if err := crashtest.Audit(t, b, clock, append(published.Entries(), entries...)).Err; err != nil {
 		t.Error(err)
 	}
 }
@@ -389,50 +323,46 @@ func TestPoison(t *testing.T) {
 	const poison = 5
 	b, db := newBroker(t)
 	clock := db.StopClock(t)
-	createForCrash(t, b)
+	crashtest.Create(t, b)
 	path := newLedgerFile(t)
-	var published memory
-	if err := recorder(published.add).publish(t.Context(), b, "publisher", 1, 10); err != nil {
+	var published crashtest.Memory
+	if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, "publisher", 1, 10); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
 	deaths := 0
-	for range crashAttempts + 1 {
+	for range crashtest.Attempts + 1 {
 		name := fmt.Sprintf("%s_%d", db.Schema, len(names))
 		names = append(names, name)
-		killed, err := startChild(t, childConfig{URL: db.URL, Schema: db.Schema, Ledger: path, Name: name, Poison: poison}).killed()
-		if err != nil {
-			t.Fatal(err)
-		}
-		if killed {
+		child := startConsumer(t, childConfig{URL: db.URL, Schema: db.Schema, Ledger: path, Name: name, Poison: poison})
+		switch state, output := child.Outcome(); {
+		case !state.Exited():
 			deaths++
+		case !state.Success():
+			t.Fatalf("%v: %s", state, output)
 		}
 		if err := clock.Move(t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if deaths != crashAttempts {
-		t.Errorf("%d consumers died, want %d", deaths, crashAttempts)
+	if deaths != crashtest.Attempts {
+		t.Errorf("%d consumers died, want %d", deaths, crashtest.Attempts)
 	}
-	waitForBackends(t, db, names)
+	crashtest.WaitForBackends(t, db, names...)
 	wantMetrics(t, b, "s", fastpubsub.Metrics{Acked: 9, DeadLetters: 1})
 	letters, err := b.DeadLetters(t.Context(), "s", fastpubsub.ListOptions{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if len(letters) != 1 || string(letters[0].Payload) != string(numbered(poison, 1)[0].Payload) ||
-		letters[0].DeliveryAttempts != crashAttempts || letters[0].LastError != "ack deadline passed" {
+		letters[0].DeliveryAttempts != crashtest.Attempts || letters[0].LastError != "ack deadline passed" {
 		t.Errorf("dead letters: %+v", letters)
 	}
 	entries, err := readLedger(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := newAuditor(crashAttempts)
-	if err := a.audit(t, b, clock, append(published.entries, entries...)); err != nil {
-		t.Fatal(err)
-	}
-	if err := a.err(); err != nil {
+	if err := crashtest.Audit(t, b, clock, append(published.Entries(), entries...)).Err; err != nil {
 		t.Error(err)
 	}
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/internal/crashtest"
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
@@ -24,7 +25,7 @@ import (
 // sessions that do not wait for their commits.
 func TestCrash(t *testing.T) {
 	t.Parallel()
-	if err := crash(t, nil).err(); err != nil {
+	if err := crash(t, nil).Err; err != nil {
 		t.Error(err)
 	}
 }
@@ -32,15 +33,15 @@ func TestCrash(t *testing.T) {
 // TestCrashWithoutDurableIDs shows that TestCrash would see a publish that the crash forgets.
 func TestCrashWithoutDurableIDs(t *testing.T) {
 	t.Parallel()
-	a := crash(t, &protection{"publish", "IF current_setting('synchronous_commit') = 'off' THEN", "IF false THEN"})
-	if a.lost+a.twice == 0 {
-		t.Fatalf("without the protection no message is lost and no id given out twice: %v", a.err())
+	found := crash(t, &protection{"publish", "IF current_setting('synchronous_commit') = 'off' THEN", "IF false THEN"})
+	if found.Lost+found.Twice == 0 {
+		t.Fatalf("without the protection no message is lost and no id given out twice: %v", found.Err)
 	}
-	t.Logf("as it should: %v", a.err())
+	t.Logf("as it should: %v", found.Err)
 }
 
-// crash returns its auditor.
-func crash(t *testing.T, without *protection) *auditor {
+// crash returns what an audit finds in the end.
+func crash(t *testing.T, without *protection) crashtest.Findings {
 	t.Helper()
 	const (
 		rounds   = 3
@@ -61,7 +62,7 @@ func crash(t *testing.T, without *protection) *auditor {
 		takeOut(t, db, *without)
 	}
 	clock := db.StopClock(t)
-	createForCrash(t, consumers)
+	crashtest.Create(t, consumers)
 
 	l := &crashLoad{clock: clock, ahead: 100}
 	if without != nil {
@@ -77,7 +78,7 @@ func crash(t *testing.T, without *protection) *auditor {
 			name := fmt.Sprintf("%d in round %d", i, round)
 			g.Go(func() error { return l.publish(ctx, publishers, "publisher "+name) })
 			if without == nil { // any commit that waits makes all before it durable
-				w := &worker{name: "consumer " + name, broker: consumers, rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), record: l.ledger.add}
+				w := &worker{name: "consumer " + name, broker: consumers, rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), record: l.ledger.Add}
 				g.Go(func() error { return l.work(ctx, w) })
 			}
 		}
@@ -98,18 +99,14 @@ func crash(t *testing.T, without *protection) *auditor {
 		if err := errors.Join(killErr, g.Wait(), srv.Restart(t.Context())); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.ledger.add(entry{Call: callCrash}); err != nil {
+		if err := l.ledger.Add(crashtest.Entry{Call: crashtest.Crash}); err != nil {
 			t.Fatal(err)
 		}
 		consumerPool.Reset() // its connections are dead
 		publisherPool.Reset()
 		db.Pool.Reset()
 	}
-	a := newAuditor(crashAttempts)
-	if err := a.audit(t, consumers, clock, l.ledger.entries); err != nil {
-		t.Fatal(err)
-	}
-	return a
+	return crashtest.Audit(t, consumers, clock, l.ledger.Entries())
 }
 
 func brokerOn(t *testing.T, schema string, config *pgxpool.Config) (*fastpubsub.Broker, *pgxpool.Pool) {
@@ -128,7 +125,7 @@ func brokerOn(t *testing.T, schema string, config *pgxpool.Config) (*fastpubsub.
 
 // crashLoad is the callers of a server that will be killed.
 type crashLoad struct {
-	ledger    memory
+	ledger    crashtest.Memory
 	next      atomic.Int64 // number of a message
 	published atomic.Int64 // in this round
 	stepped   atomic.Int64 // in this round
@@ -146,7 +143,7 @@ func (l *crashLoad) publish(ctx context.Context, b *fastpubsub.Broker, name stri
 		}
 		n := 1 + l.next.Load()%5
 		from := l.next.Add(n) - n
-		if err := recorder(l.ledger.add).publish(ctx, b, name, int(from), int(n)); err != nil {
+		if err := crashtest.Recorder(l.ledger.Add).Publish(ctx, b, name, int(from), int(n)); err != nil {
 			return l.unlessKilled(err)
 		}
 		l.published.Add(n)

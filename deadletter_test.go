@@ -44,18 +44,20 @@ func wantMetrics(t testing.TB, b *fastpubsub.Broker, subscriptionID string, want
 	}
 }
 
+func wantStuck(t testing.TB, b *fastpubsub.Broker, want fastpubsub.Stuck) {
+	t.Helper()
+	got, err := b.CleanupStuck(t.Context())
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("%v, cleanup (-want +got):\n%s", err, diff)
+	}
+}
+
 // A message that fails is delivered after a backoff that grows, with the same id, payload and attributes, until its attempts
 // are used up; then it can be listed, and reprocessed.
 func TestNack(t *testing.T) {
 	t.Parallel()
 	b, db := newBroker(t)
-	clock := db.StopClock(t)
-	move := func(d time.Duration) {
-		t.Helper()
-		if err := clock.Move(t.Context(), d); err != nil {
-			t.Fatal(err)
-		}
-	}
+	move := stopClock(t, db)
 	createTopic(t, b, "t")
 	createRetrying(t, b, "s", "t", 3)
 	first := fastpubsub.NewMessage{Payload: []byte(`{"n" : 1.50}`), Attributes: map[string]string{"k": "v"}}
@@ -130,13 +132,7 @@ func TestNack(t *testing.T) {
 func TestExpiry(t *testing.T) {
 	t.Parallel()
 	b, db := newBroker(t)
-	clock := db.StopClock(t)
-	move := func(d time.Duration) {
-		t.Helper()
-		if err := clock.Move(t.Context(), d); err != nil {
-			t.Fatal(err)
-		}
-	}
+	move := stopClock(t, db)
 	createTopic(t, b, "t")
 	createRetrying(t, b, "s", "t", 2)
 	ids := publish(t, b, "t", numbered(0, 4)...)
@@ -155,10 +151,7 @@ func TestExpiry(t *testing.T) {
 	if n, err := b.Ack(t.Context(), "s", ids[:1]); n != 1 || err != nil {
 		t.Errorf("acked %d before the sweep, %v", n, err)
 	}
-	stuck, err := b.CleanupStuck(t.Context())
-	if diff := cmp.Diff(fastpubsub.Stuck{Released: 3}, stuck); err != nil || diff != "" {
-		t.Errorf("%v, cleanup (-want +got):\n%s", err, diff)
-	}
+	wantStuck(t, b, fastpubsub.Stuck{Released: 3})
 	wantMetrics(t, b, "s", fastpubsub.Metrics{Available: 3, Acked: 1, OldestUnackedAge: time.Minute})
 	if n, err := b.Ack(t.Context(), "s", ids[:2]); n != 1 || err != nil {
 		t.Errorf("acked %d late, %v", n, err)
@@ -188,10 +181,7 @@ func TestExpiry(t *testing.T) {
 		t.Fatalf("purged %d, %v", n, err)
 	}
 	move(time.Hour)
-	stuck, err = b.CleanupStuck(t.Context())
-	if diff := cmp.Diff(fastpubsub.Stuck{DeadLetters: 1}, stuck); err != nil || diff != "" {
-		t.Errorf("%v, cleanup (-want +got):\n%s", err, diff)
-	}
+	wantStuck(t, b, fastpubsub.Stuck{DeadLetters: 1})
 	wantMetrics(t, b, "s", fastpubsub.Metrics{Acked: 2, DeadLetters: 1})
 }
 

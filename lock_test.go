@@ -151,13 +151,7 @@ func TestHeldRows(t *testing.T) {
 			t.Run(hold.name+" from "+from, func(t *testing.T) {
 				t.Parallel()
 				b, db := newBroker(t)
-				clock := db.StopClock(t)
-				move := func(d time.Duration) {
-					t.Helper()
-					if err := clock.Move(t.Context(), d); err != nil {
-						t.Fatal(err)
-					}
-				}
+				move := stopClock(t, db)
 				createTopic(t, b, "t")
 				createSubscription(t, b, "s", "t", noFilter)
 				ids := publish(t, b, "t", numbered(0, 20)...)
@@ -276,10 +270,7 @@ func TestHeldSubscription(t *testing.T) {
 		t.Error(err)
 	}
 	commit(t, tx)
-	stuck, err := b.CleanupStuck(t.Context())
-	if want := (fastpubsub.Stuck{DeadLetters: 4}); err != nil || stuck != want {
-		t.Errorf("cleanup did %+v, want %+v, %v", stuck, want, err)
-	}
+	wantStuck(t, b, fastpubsub.Stuck{DeadLetters: 4})
 }
 
 // TestClientThatDoesNotRead claims more than any buffer between server and client holds and does not read the answer: the

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"testing"
+	"time"
 
 	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -126,4 +127,58 @@ func idsOf(msgs []fastpubsub.Message) []fastpubsub.ID {
 		ids[i] = m.ID
 	}
 	return ids
+}
+
+func exec(t testing.TB, db *storetest.DB, sql string, args ...any) {
+	t.Helper()
+	if _, err := db.Pool.Exec(t.Context(), db.SQL(sql), args...); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func query[T any](t testing.TB, db *storetest.DB, sql string, args ...any) T {
+	t.Helper()
+	var v T
+	if err := db.Pool.QueryRow(t.Context(), db.SQL(sql), args...).Scan(&v); err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// waitForOpen returns once the transactions have ended that are open now, in this database or another: a consumer stops at the
+// oldest.
+func waitForOpen(t testing.TB, db *storetest.DB) {
+	t.Helper()
+	deadline := time.Now().Add(time.Minute)
+	last := query[int64](t, db, `SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint`)
+	for query[int64](t, db, `SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint`) < last {
+		if time.Now().After(deadline) {
+			t.Fatal("a transaction stays open")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
+// waitForLockWaits returns once n statements of this schema wait for locks.
+func waitForLockWaits(t testing.TB, db *storetest.DB, n int) {
+	t.Helper()
+	deadline := time.Now().Add(20 * time.Second)
+	for query[int](t, db, `SELECT count(*) FROM pg_stat_activity
+	                       WHERE wait_event_type = 'Lock' AND query LIKE '%"' || $1 || '"%'`, db.Schema) < n {
+		if time.Now().After(deadline) {
+			t.Fatalf("there are not %d statements that wait for locks", n)
+		}
+	}
+}
+
+// stopClock stops the clock of a schema and returns what moves it.
+func stopClock(t testing.TB, db *storetest.DB) (move func(d time.Duration)) {
+	t.Helper()
+	clock := db.StopClock(t)
+	return func(d time.Duration) {
+		t.Helper()
+		if err := clock.Move(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+	}
 }

@@ -15,19 +15,7 @@ import (
 // failing returns the flags of a schema with a subscription s that delivers a message once, and its broker.
 func failing(t *testing.T) (*fastpubsub.Broker, *storetest.DB, []string) {
 	t.Helper()
-	db := storetest.New(t)
-	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{Schema: db.Schema})
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := broker.CreateTopic(t.Context(), "t"); err != nil {
-		t.Fatal(err)
-	}
-	_, err = broker.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t",
-		SubscriptionSettings: fastpubsub.SubscriptionSettings{MaxDeliveryAttempts: 1}})
-	if err != nil {
-		t.Fatal(err)
-	}
+	broker, db := subscribed(t, fastpubsub.SubscriptionSettings{MaxDeliveryAttempts: 1})
 	return broker, db, []string{"--database-url=" + db.URL, "--database-schema=" + db.Schema}
 }
 
@@ -45,6 +33,20 @@ func publishAndConsume(t *testing.T, broker *fastpubsub.Broker, n int) []fastpub
 		t.Fatalf("%d messages of %d, %v", len(got), n, err)
 	}
 	return got
+}
+
+// kill makes n messages dead letters.
+func kill(t *testing.T, broker *fastpubsub.Broker, n int) []fastpubsub.Message {
+	t.Helper()
+	msgs := publishAndConsume(t, broker, n)
+	deliveries := make([]fastpubsub.Delivery, n)
+	for i, msg := range msgs {
+		deliveries[i] = msg.Delivery
+	}
+	if killed, err := broker.Nack(t.Context(), "s", deliveries, fastpubsub.NackOptions{Error: "no luck"}); err != nil || killed != n {
+		t.Fatalf("nacked %d, %v", killed, err)
+	}
+	return msgs
 }
 
 func TestCleanupStuck(t *testing.T) {
@@ -101,17 +103,6 @@ func TestCleanupStuckBusy(t *testing.T) {
 func TestDLQ(t *testing.T) {
 	t.Parallel()
 	broker, _, flags := failing(t)
-	kill := func(n int) []fastpubsub.Message {
-		msgs := publishAndConsume(t, broker, n)
-		deliveries := make([]fastpubsub.Delivery, n)
-		for i, msg := range msgs {
-			deliveries[i] = msg.Delivery
-		}
-		if killed, err := broker.Nack(t.Context(), "s", deliveries, fastpubsub.NackOptions{Error: "no luck"}); err != nil || killed != n {
-			t.Fatalf("nacked %d, %v", killed, err)
-		}
-		return msgs
-	}
 	dlq := func(code int, args ...string) string {
 		t.Helper()
 		got, stdout, stderr := execute(t.Context(), append(append([]string{"dlq"}, args...), flags...)...)
@@ -120,7 +111,7 @@ func TestDLQ(t *testing.T) {
 		}
 		return stdout + stderr
 	}
-	msgs := kill(3)
+	msgs := kill(t, broker, 3)
 	lines := strings.Split(dlq(0, "list", "s", "--offset=1", "--limit=5"), "\n")
 	if len(lines) != 3 || !strings.HasPrefix(lines[0], `{"id":"`+msgs[1].ID.String()+`","subscription_id":"s","payload":{"n" : 1},"delivery_attempts":1,`) ||
 		!strings.Contains(lines[0], `"last_error":"no luck","dead_at":"`) {
@@ -139,8 +130,8 @@ func TestDLQ(t *testing.T) {
 	if got := dlq(0, "purge", "s", msgs[1].ID.String(), id); got != "count=1\n" {
 		t.Errorf("purge printed %q", got)
 	}
-	kill(1000)
-	kill(100)
+	kill(t, broker, 1000)
+	kill(t, broker, 100)
 	if got := dlq(0, "reprocess", "s", "--all"); got != "count=1101\n" {
 		t.Errorf("reprocess of all printed %q", got)
 	}
@@ -193,14 +184,7 @@ func TestDLQTogether(t *testing.T) {
 	t.Parallel()
 	broker, _, flags := failing(t)
 	const n = 1000
-	msgs := publishAndConsume(t, broker, n)
-	deliveries := make([]fastpubsub.Delivery, n)
-	for i, msg := range msgs {
-		deliveries[i] = msg.Delivery
-	}
-	if _, err := broker.Nack(t.Context(), "s", deliveries, fastpubsub.NackOptions{}); err != nil {
-		t.Fatal(err)
-	}
+	kill(t, broker, n)
 	counts := make(chan int)
 	for range 2 {
 		go func() {

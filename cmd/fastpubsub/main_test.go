@@ -323,9 +323,9 @@ func TestServeWithoutDatabase(t *testing.T) {
 	}
 }
 
-// Stopping does not wait for a consumer's 30 seconds, and the consumer gets an answer.
-func TestStopDuringLongPoll(t *testing.T) {
-	t.Parallel()
+// subscribed returns a schema with a subscription s, and its broker.
+func subscribed(t *testing.T, settings fastpubsub.SubscriptionSettings) (*fastpubsub.Broker, *storetest.DB) {
+	t.Helper()
 	db := storetest.New(t)
 	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{Schema: db.Schema})
 	if err != nil {
@@ -334,9 +334,17 @@ func TestStopDuringLongPoll(t *testing.T) {
 	if _, err := broker.CreateTopic(t.Context(), "t"); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := broker.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t"}); err != nil {
+	_, err = broker.CreateSubscription(t.Context(), fastpubsub.Subscription{ID: "s", TopicID: "t", SubscriptionSettings: settings})
+	if err != nil {
 		t.Fatal(err)
 	}
+	return broker, db
+}
+
+// Stopping does not wait for a consumer's 30 seconds, and the consumer gets an answer.
+func TestStopDuringLongPoll(t *testing.T) {
+	t.Parallel()
+	_, db := subscribed(t, fastpubsub.SubscriptionSettings{})
 	url, stop := start(t, db.Pool, db.Schema, io.Discard)
 	begun := db.Pool.Stat().AcquireCount()
 	answers := make(chan string, 1)

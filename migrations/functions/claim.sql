@@ -252,7 +252,7 @@ BEGIN
             END IF;
         END IF;
 
-        EXIT WHEN looking OR wanted = 0 OR more;
+        EXIT WHEN looking OR wanted = 0;
         scanned := true;
         looking := true;
     END LOOP;

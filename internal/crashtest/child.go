@@ -1,0 +1,83 @@
+package crashtest
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"testing"
+	"time"
+
+	"github.com/fastpubsub/fastpubsub/store/storetest"
+)
+
+// A Child is the test program in a process of its own, where it runs TestCrashChild alone. That finds in the environment
+// what it should be, is no test without that, and begins with [ExitWithParent].
+type Child struct {
+	cmd    *exec.Cmd
+	output bytes.Buffer
+	ended  chan struct{}
+}
+
+// StartChild starts a child with what environ adds to the environment. It is killed when the test ends.
+func StartChild(t testing.TB, environ ...string) *Child {
+	t.Helper()
+	c := &Child{cmd: exec.Command(os.Args[0], "-test.run=^TestCrashChild$"), ended: make(chan struct{})}
+	c.cmd.Env = append(os.Environ(), environ...)
+	c.cmd.Stdout, c.cmd.Stderr = &c.output, &c.output
+	if _, err := c.cmd.StdinPipe(); err != nil { // for ExitWithParent
+		t.Fatal(err)
+	}
+	if err := c.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	go func() {
+		_ = c.cmd.Wait() // the state says it, too
+		close(c.ended)
+	}()
+	t.Cleanup(func() { c.Kill() })
+	return c
+}
+
+// ExitWithParent makes this process, a child, end when the one that started it is gone.
+func ExitWithParent() {
+	go func() {
+		_, _ = io.Copy(io.Discard, os.Stdin)
+		os.Exit(1)
+	}()
+}
+
+// Ended is closed once the child has ended.
+func (c *Child) Ended() <-chan struct{} { return c.ended }
+
+// Outcome waits until the child has ended, and returns how it did and what it wrote.
+func (c *Child) Outcome() (state *os.ProcessState, output string) {
+	<-c.ended
+	return c.cmd.ProcessState, c.output.String()
+}
+
+// Kill ends the child with SIGKILL. It returns an error, with its outcome, if it had ended before.
+func (c *Child) Kill() error {
+	err := c.cmd.Process.Kill()
+	state, output := c.Outcome()
+	if err != nil {
+		return fmt.Errorf("%w; %v: %s", err, state, output)
+	}
+	return nil
+}
+
+// WaitForBackends waits until the database server has seen that clients with these application names are gone: what they
+// asked for may go on till then.
+func WaitForBackends(t testing.TB, db *storetest.DB, names ...string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	for n := 1; n > 0; {
+		err := db.Pool.QueryRow(ctx, `SELECT count(*) FROM pg_stat_activity WHERE application_name = ANY ($1)`, names).Scan(&n)
+		if err != nil {
+			t.Fatalf("%d connections of killed processes: %v", n, err)
+		}
+	}
+}
