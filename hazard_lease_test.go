@@ -113,6 +113,44 @@ var leaseHazards = []hazard{
 		},
 	},
 	{
+		name:        "more leases held than one look takes",
+		protections: []protection{{"sweep_leases", "FOR UPDATE SKIP LOCKED\n        ) l\n        WHERE h.sub = sub_num", "LIMIT 1\n        ) l\n        WHERE h.sub = sub_num"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			move := stopClock(t, db)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			ids := publish(t, b, "t", numbered(0, 1100)...)
+			take := func(n int) {
+				msgs, err := b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test", Max: n, Single: true})
+				if err != nil || len(msgs) != n {
+					t.Fatalf("%d messages came: %v", len(msgs), err)
+				}
+			}
+			take(1000)
+			take(100)
+			lock := func(where string) pgx.Tx {
+				tx := begin(t, db, pgx.TxOptions{})
+				if _, err := tx.Exec(t.Context(), db.SQL(`SELECT FROM {schema}.leases WHERE `+where+` FOR UPDATE`)); err != nil {
+					t.Fatal(err)
+				}
+				return tx
+			}
+			const from = `(SELECT first_seq FROM {schema}.leases ORDER BY first_seq OFFSET 1000 LIMIT 1)`
+			kept := lock(`first_seq < ` + from)
+			freed := lock(`first_seq >= ` + from)
+			move(time.Hour)
+			for range 11 {
+				exec(t, db, `SELECT {schema}.claim('s', 'other', 0, NULL, false)`)
+			}
+			if n := query[int](t, db, `SELECT count(*) FROM {schema}.held_leases`); n != len(ids) {
+				return fmt.Errorf("%d leases are held, want %d", n, len(ids))
+			}
+			commit(t, freed)
+			defer commit(t, kept)
+			return wantDelivered(t, b, "s", 1000, ids[1000:]...)
+		},
+	},
+	{
 		name:        "a clock that steps back behind what was swept",
 		protections: []protection{{"claim", "now_at := greatest(now_at, state.swept_to);", "NULL;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {

@@ -88,11 +88,14 @@ BEGIN
           AND m.base + m.n > l.seq + 1
         ORDER BY m.xid, m.base
     ) m;
-    SELECT coalesce(in_log.n, 0) + coalesce(sum(m.base + m.n - CASE WHEN m.xid = sub.xid THEN greatest(m.base, sub.seq + 1) ELSE m.base END), 0) AS n,
+    SELECT coalesce(in_log.n, 0) + coalesce(sum(m.base + m.n - greatest(m.base, sub.seq + 1)), 0) AS n,
            least(in_log.oldest_at, min(m.created_at)) AS oldest_at
     INTO in_log
     FROM {schema}.messages m
-    WHERE m.topic_num = sub.topic_num AND (m.xid, m.base) >= (main_xid, main_base);
+    WHERE m.topic_num = sub.topic_num AND m.xid = main_xid AND m.base >= main_base;
+    SELECT in_log.n + coalesce(sum(m.n), 0) AS n, least(in_log.oldest_at, min(m.created_at)) AS oldest_at INTO in_log
+    FROM {schema}.messages m
+    WHERE m.topic_num = sub.topic_num AND m.xid > main_xid;
     IF sub.filter_path IS NULL THEN
         available := available + in_log.n;
         oldest_at := least(oldest_at, in_log.oldest_at);

@@ -17,7 +17,7 @@ SET plan_cache_mode = force_generic_plan
 SET lock_timeout = '1s'
 AS $$
 DECLARE
-    step  CONSTANT int := 1000;  -- rows of deliveries
+    step  CONSTANT int := 1000;  -- rows that were acked
     class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
     sub_num int := (SELECT s.num FROM {schema}.subscriptions s WHERE s.id = sub_id);
     sub     record;
@@ -34,9 +34,17 @@ BEGIN
         outcome := 'no_subscription';
         RETURN;
     END IF;
+    -- Before the lock, which others want: what vacuum has not removed yet makes this search slow.
     BEGIN
+        tids := ARRAY(
+            SELECT d.ctid FROM {schema}.deliveries d
+            WHERE d.sub = sub_num AND d.state = 'acked'
+            LIMIT step
+            FOR UPDATE SKIP LOCKED);
+        DELETE FROM {schema}.deliveries d WHERE d.ctid = ANY (tids);
+        GET DIAGNOSTICS removed = ROW_COUNT;
         PERFORM pg_advisory_xact_lock(class, sub_num);
-    EXCEPTION WHEN lock_not_available THEN
+    EXCEPTION WHEN lock_not_available THEN  -- nothing is removed, either
         outcome := 'busy';
         RETURN;
     END;
@@ -55,14 +63,6 @@ BEGIN
     swept := {schema}.sweep_leases(sub_num, sub.topic_num, sub.max_delivery_attempts, sub.swept_to, '-infinity', now_at);
     expired := swept.expired;
     died := swept.died;
-
-    tids := ARRAY(
-        SELECT d.ctid FROM {schema}.deliveries d
-        WHERE d.sub = sub_num AND d.state = 'acked'
-        LIMIT step
-        FOR UPDATE SKIP LOCKED);
-    DELETE FROM {schema}.deliveries d WHERE d.ctid = ANY (tids);
-    removed := cardinality(tids);
 
     IF swept.looked OR removed > 0 THEN
         INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
