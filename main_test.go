@@ -3,6 +3,7 @@ package fastpubsub_test
 import (
 	"context"
 	"fmt"
+	"log/slog"
 	"testing"
 	"time"
 
@@ -24,6 +25,17 @@ func newBroker(t testing.TB, options ...func(*pgxpool.Config)) (*fastpubsub.Brok
 		t.Fatal(err)
 	}
 	return broker, db
+}
+
+// maintainedBroker is another broker on the same schema, whose CleanupAcked(ctx, 0) moves everything out of slots at once.
+func maintainedBroker(t testing.TB, db *storetest.DB) *fastpubsub.Broker {
+	t.Helper()
+	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{
+		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1}, Logger: slog.New(slog.DiscardHandler)})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return broker
 }
 
 func createTopic(t testing.TB, b *fastpubsub.Broker, id string) {

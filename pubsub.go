@@ -18,6 +18,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -91,6 +92,12 @@ type Config struct {
 	// SubscriptionDefaults are for what a new subscription leaves out. Their own defaults: 5 attempts, backoff from 5
 	// to 300 seconds, an ack deadline of 60 seconds.
 	SubscriptionDefaults SubscriptionSettings
+
+	// Maintenance is how [Broker.Run] and [Broker.CleanupAcked] give space back.
+	Maintenance MaintenanceSettings
+
+	// Logger gets what happens in Run. Default slog.Default().
+	Logger *slog.Logger
 }
 
 // DefaultSchema is where the tables are when nothing else is said.
@@ -107,6 +114,9 @@ type Broker struct {
 	defaults SubscriptionSettings
 	group    *group
 	checked  atomic.Bool // the schema's version, once it was found good
+
+	maintenance MaintenanceSettings
+	logger      *slog.Logger
 }
 
 // New returns a Broker that works on pool, which stays the caller's: it is never closed, and its settings, query mode
@@ -131,10 +141,17 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 		AckDeadline:         60 * time.Second,
 	})
 	defaults.check(&p)
+	config.Maintenance.check(&p)
 	if err := p.err(); err != nil {
 		return nil, fmt.Errorf("fastpubsub config: %w", err)
 	}
-	b := &Broker{pool: pool, store: store.New(config.Schema), defaults: defaults}
+	if config.Logger == nil {
+		config.Logger = slog.Default()
+	}
+	b := &Broker{
+		pool: pool, store: store.New(config.Schema), defaults: defaults,
+		maintenance: config.Maintenance.orDefaults(), logger: config.Logger,
+	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)
 	})

@@ -43,12 +43,7 @@ func TestConcurrentPublishersAndConsumers(t *testing.T) {
 		rng := rand.New(rand.NewPCG(1, uint64(p)))
 		g.Go(func() error {
 			defer publishing.Add(-1)
-			for i := range transactions {
-				if p == 0 && i%(transactions/4) == 0 { // rows go to another slot from here on
-					if _, err := db.Pool.Exec(ctx, db.SQL(`SELECT nextval('{schema}.message_slot'), nextval('{schema}.lease_slot')`)); err != nil {
-						return err
-					}
-				}
+			for range transactions {
 				odd, err := publishSomehow(ctx, b, db.Pool, rng)
 				if err != nil {
 					return fmt.Errorf("publish: %w", err)
@@ -58,6 +53,22 @@ func TestConcurrentPublishersAndConsumers(t *testing.T) {
 					committed[id] = isOdd
 				}
 				mu.Unlock()
+			}
+			return nil
+		})
+	}
+
+	// Meanwhile slots are left as soon as there is something in them, and emptied as soon as possible.
+	maintained := maintainedBroker(t, db)
+	var freed atomic.Int64
+	for range 2 {
+		g.Go(func() error {
+			for publishing.Load() > 0 {
+				f, err := maintained.CleanupAcked(ctx, 0)
+				freed.Add(int64(f.Slots))
+				if err != nil {
+					return err
+				}
 			}
 			return nil
 		})
@@ -111,7 +122,10 @@ func TestConcurrentPublishersAndConsumers(t *testing.T) {
 		t.Fatal(err)
 	}
 
-	t.Logf("%d messages committed", len(committed))
+	t.Logf("%d messages committed, %d slots emptied", len(committed), freed.Load())
+	if freed.Load() == 0 {
+		t.Error("no slot was emptied")
+	}
 	for sub, got := range delivered {
 		// A consumer may have seen the end while another still held the lock for the last stretch.
 		for _, id := range drain(t, b, sub, 100) {

@@ -18,6 +18,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/tern/v2/migrate"
 
 	"github.com/fastpubsub/fastpubsub/store"
@@ -153,13 +154,57 @@ func installFunctions(ctx context.Context, conn *pgx.Conn, schema string) error 
 			return err
 		}
 		for _, f := range sources {
-			if _, err := tx.Exec(ctx, f.SQL); err != nil {
+			if err := installFunction(ctx, tx, schema, f); err != nil {
 				return fmt.Errorf("%s: %w", f.Name, err)
 			}
+		}
+		if err := dropReplaced(ctx, tx, schema, sources); err != nil {
+			return err
 		}
 		_, err := tx.Exec(ctx, fill(recordState, schema), store.Version, oldestBinary, hash)
 		return err
 	})
+}
+
+// installFunction runs one file of the engine. What a function returns cannot be replaced, so where that has changed it is
+// dropped first.
+func installFunction(ctx context.Context, tx pgx.Tx, schema string, f Function) error {
+	err := pgx.BeginFunc(ctx, tx, func(tx pgx.Tx) error {
+		_, err := tx.Exec(ctx, f.SQL)
+		return err
+	})
+	var pgErr *pgconn.PgError
+	if !errors.As(err, &pgErr) || pgErr.Code != "42P13" { // invalid_function_definition
+		return err
+	}
+	_, err = tx.Exec(ctx, "DROP FUNCTION "+pgx.Identifier{schema, f.Name}.Sanitize()+"; "+f.SQL, pgx.QueryExecModeSimpleProtocol)
+	return err
+}
+
+// replacedFunctions are those that have been replaced by a newer one of the same name with other arguments.
+const replacedFunctions = `
+SELECT p.oid::regprocedure::text FROM pg_catalog.pg_proc p
+WHERE p.pronamespace = to_regnamespace($1) AND p.proname = ANY ($2)
+  AND EXISTS (SELECT FROM pg_catalog.pg_proc q
+              WHERE q.pronamespace = p.pronamespace AND q.proname = p.proname AND q.oid > p.oid)`
+
+// dropReplaced leaves one function to a name, the newest: two would make calls ambiguous.
+func dropReplaced(ctx context.Context, tx pgx.Tx, schema string, sources []Function) error {
+	names := make([]string, len(sources))
+	for i, f := range sources {
+		names[i] = f.Name
+	}
+	rows, _ := tx.Query(ctx, replacedFunctions, pgx.Identifier{schema}.Sanitize(), names) // CollectRows reports Query's error
+	replaced, err := pgx.CollectRows(rows, pgx.RowTo[string])
+	if err != nil {
+		return err
+	}
+	for _, function := range replaced {
+		if _, err := tx.Exec(ctx, "DROP FUNCTION "+function); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // A Function is one file of the engine: functions or views that are replaced as a whole.

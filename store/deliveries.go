@@ -115,16 +115,14 @@ const sweep = `SELECT outcome, expired, died FROM {schema}.sweep($1)`
 // subscription and ErrBusy if its lock was held for too long.
 func (s *Store) Sweep(ctx context.Context, conn Beginner, subID string) (swept Swept, err error) {
 	var outcome string
-	err = pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
+	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
 		return tx.QueryRow(ctx, s.sweep, subID).Scan(&outcome, &swept.Expired, &swept.Died)
 	})
-	switch {
-	case err != nil:
+	if err == nil {
+		err = refused(outcome)
+	}
+	if err != nil {
 		return Swept{}, translate(err)
-	case outcome == "no_subscription":
-		return Swept{}, ErrNotFound
-	case outcome == "busy":
-		return Swept{}, ErrBusy
 	}
 	swept.More = outcome == "more"
 	return swept, nil

@@ -87,11 +87,8 @@ func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claim
 	if err := db.SendBatch(ctx, &b).Close(); err != nil {
 		return nil, false, translate(err)
 	}
-	switch outcome {
-	case "no_subscription":
-		return nil, false, ErrNotFound
-	case "busy":
-		return nil, false, ErrBusy
+	if err := refused(outcome); err != nil {
+		return nil, false, err
 	}
 	return batches, outcome == "more", nil
 }

@@ -13,7 +13,7 @@ import (
 )
 
 // Version is the schema version that this code was written for: the number of the newest file in migrations.
-const Version = 2
+const Version = 3
 
 // These errors have one identity for the whole module; the root package exports them again.
 var (
@@ -55,6 +55,8 @@ type Store struct {
 	publish, claim, claimed, ack, nack, extend                                 string
 	metrics, listDeadLetters, reprocess, purge                                 string
 	sweep, listExpired, removeOrphans                                          string
+	listSlots, rotate, truncateSlot, messageSlotNeeds, leaseSlotNeeds          string
+	vacate, spill                                                              string
 
 	table string // of the schema's state, quoted
 }
@@ -87,6 +89,13 @@ func New(schema string) *Store {
 		sweep:              fill(sweep),
 		listExpired:        fill(listExpired),
 		removeOrphans:      fill(removeOrphans),
+		listSlots:          fill(listSlots),
+		rotate:             fill(rotate),
+		truncateSlot:       fill(truncateSlot),
+		messageSlotNeeds:   fill(messageSlotNeeds),
+		leaseSlotNeeds:     fill(leaseSlotNeeds),
+		vacate:             fill(vacate),
+		spill:              fill(spill),
 	}
 }
 

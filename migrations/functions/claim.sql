@@ -7,14 +7,14 @@
 -- not get the subscription's lock within a second; 'no_subscription'. A claim that found nothing writes nothing.
 --
 -- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
--- that ack inside their own transactions.
+-- that ack inside their own transactions. log_only leaves out what has expired or is due.
 --
 -- It runs in a transaction of its own, READ COMMITTED, because it reads the cursor after it has the lock, and because
 -- a transaction's own id is in none of its snapshots' lists: a publish in it, earlier or later, could hide a neighbour's
 -- or be hidden. If the transaction is rolled back, claimed() has what an earlier claim of the session took.
 -- Commit is asynchronous: a claim lost in a crash means redelivery, and any later durable commit flushes it first.
 CREATE OR REPLACE FUNCTION {schema}.claim(
-    sub_id text, consumer text, max_messages int, ack_deadline_seconds int, single boolean)
+    sub_id text, consumer text, max_messages int, ack_deadline_seconds int, single boolean, log_only boolean DEFAULT false)
 RETURNS text
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
@@ -126,7 +126,7 @@ BEGIN
     new_xid := state.xid;
     new_seq := state.seq;
 
-    looking := max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at;
+    looking := NOT log_only AND (max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at);
 
     LOOP
         IF looking THEN
@@ -252,7 +252,7 @@ BEGIN
             END IF;
         END IF;
 
-        EXIT WHEN looking OR wanted = 0;
+        EXIT WHEN looking OR wanted = 0 OR log_only;
         scanned := true;
         looking := true;
     END LOOP;

@@ -1,0 +1,39 @@
+-- message_slot_needs is which subscriptions need a slot of the log: because messages in it lie beyond their cursor, or are of
+-- a late transaction (backlog), or are leased (leased). What an open transaction has written there is not seen; it has a lock
+-- on the slot.
+CREATE OR REPLACE FUNCTION {schema}.message_slot_needs(slot smallint)
+RETURNS TABLE (sub_num int, sub_id text, backlog boolean, leased boolean)
+LANGUAGE plpgsql STABLE
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_incremental_sort = off
+SET jit = off
+SET plan_cache_mode = force_custom_plan
+AS $$
+BEGIN
+    RETURN QUERY
+    SELECT n.num, n.id, n.backlog, n.leased
+    FROM (
+        SELECT s.num, s.id,
+               EXISTS (SELECT FROM {schema}.messages m
+                       WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
+                         AND (m.xid, m.base) >= (c.xid, (c.seq + 1) & ~65535::bigint)  -- protection: beyond the cursor
+                       ORDER BY m.xid, m.base LIMIT 1)
+               OR EXISTS (SELECT FROM unnest(c.late_xids, c.late_seqs) l(xid, seq)
+                          CROSS JOIN LATERAL (
+                              SELECT FROM {schema}.messages m
+                              WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num AND m.xid = l.xid
+                                AND m.base >= (l.seq + 1) & ~65535::bigint  -- protection: late
+                              ORDER BY m.xid, m.base LIMIT 1
+                          ) m) AS backlog,
+               EXISTS (SELECT FROM {schema}.leases_in(s.num, s.topic_num, c.swept_to, message_slot_needs.slot)) AS leased
+        FROM {schema}.subscriptions s
+        CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
+        WHERE EXISTS (SELECT FROM {schema}.messages m
+                      WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
+                      ORDER BY m.xid, m.base LIMIT 1)
+    ) n
+    WHERE n.backlog OR n.leased;
+END $$;

@@ -1,0 +1,98 @@
+-- truncate_slot gives the space of a ring's slot back, 'messages' or 'leases', when nothing in it is needed. Only maintenance
+-- calls it, in a transaction of its own, READ COMMITTED. It waits for nobody for more than 50 ms, and while it waits for
+-- the last lock, or has it, others wait for it.
+--
+-- It returns 'truncated'; 'empty', when there is nothing to do; 'current'; 'needed', see message_slot_needs and
+-- lease_slot_needs; 'waiting', when transactions run that began while it was needed; 'locked', when somebody has a lock on
+-- it, or may still write into it; 'busy' when other maintenance is at work. freed is in bytes, without indexes.
+--
+-- TRUNCATE is not subject to MVCC: a pg_dump whose snapshot is older than the last acknowledgement, or than what was
+-- moved to deliveries, would find a message in neither place. So it waits for all transactions that run when nothing in the
+-- slot is needed any more, but no longer than patience: a forgotten one must not fill the disk. They are known by their
+-- virtual ids, since the snapshots of others cannot be seen without privileges, and those of readers not at all.
+CREATE OR REPLACE FUNCTION {schema}.truncate_slot(ring text, slot smallint, patience interval, OUT outcome text, OUT freed bigint)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET lock_timeout = '50ms'
+AS $$
+DECLARE
+    class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    state record;
+BEGIN
+    freed := 0;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'truncate_slot needs isolation level read committed' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF NOT pg_try_advisory_xact_lock(class, 0) THEN
+        outcome := 'busy';
+        RETURN;
+    END IF;
+    IF slot = {schema}.current_slot(ring) THEN
+        outcome := 'current';
+        RETURN;
+    END IF;
+    IF {schema}.slot_bytes(ring, slot) = 0 THEN
+        outcome := 'empty';
+        RETURN;
+    END IF;
+    SELECT s.* INTO state FROM {schema}.slots s WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+
+    -- Whoever writes into the slot, because it was current when he looked, must have ended, and nobody may begin to, before
+    -- what he has written is looked for.
+    IF ring = 'messages' THEN
+        BEGIN
+            EXECUTE format('LOCK TABLE {schema}.%I IN SHARE MODE', 'messages_' || slot);  -- protection: writers
+        EXCEPTION WHEN lock_not_available THEN
+            outcome := 'locked';
+            RETURN;
+        END;
+        IF EXISTS (SELECT FROM {schema}.message_slot_needs(slot)) THEN  -- protection: needed messages
+            outcome := 'needed';
+        END IF;
+    ELSE
+        IF state.unneeded_at IS NULL
+           AND EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (state.waits_for)) THEN  -- protection: strays
+            outcome := 'locked';
+            RETURN;
+        END IF;
+        IF EXISTS (SELECT FROM {schema}.lease_slot_needs(slot)) THEN  -- protection: needed leases
+            outcome := 'needed';
+        END IF;
+    END IF;
+    IF outcome = 'needed' THEN
+        IF state.unneeded_at IS NOT NULL THEN
+            UPDATE {schema}.slots s SET unneeded_at = NULL WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+        END IF;
+        RETURN;
+    END IF;
+
+    IF state.unneeded_at IS NULL THEN
+        state.unneeded_at := {schema}.clock();
+        state.waits_for := ARRAY(
+            SELECT l.virtualxid FROM pg_locks l WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid());
+        UPDATE {schema}.slots s SET unneeded_at = state.unneeded_at, waits_for = state.waits_for
+        WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+    END IF;
+    IF {schema}.clock() < state.unneeded_at + patience
+       AND EXISTS (SELECT FROM pg_locks l
+                   WHERE l.locktype = 'virtualxid' AND l.granted AND l.virtualxid = ANY (state.waits_for)) THEN  -- protection: older snapshots
+        outcome := 'waiting';
+        RETURN;
+    END IF;
+
+    BEGIN
+        freed := {schema}.slot_bytes(ring, slot);
+        IF ring = 'messages' THEN
+            EXECUTE format('TRUNCATE {schema}.%I', 'messages_' || slot);
+        ELSE
+            EXECUTE format('TRUNCATE {schema}.%I, {schema}.%I', 'leases_' || slot, 'cursors_' || slot);
+        END IF;
+    EXCEPTION WHEN lock_not_available THEN
+        freed := 0;
+        outcome := 'locked';
+        RETURN;
+    END;
+    UPDATE {schema}.slots s SET since = NULL, until = NULL, unneeded_at = NULL, waits_for = '{}'
+    WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+    outcome := 'truncated';
+END $$;

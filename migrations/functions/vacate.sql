@@ -1,0 +1,82 @@
+-- vacate moves what a subscription has in a slot of leases and cursors out of it, a step of 500 leases at a time: leases that
+-- have not run out go to deliveries, as leased; what was acked of them goes to the cursor, and that to the current slot.
+-- With a slot of the log instead, leases that hold messages of it go to deliveries. Maintenance calls it. It takes the
+-- subscription's lock, in a transaction of its own, READ COMMITTED, and waits for nobody but a second for that. Rows that
+-- somebody has locked stay where they are.
+--
+-- It returns 'ok', 'more' when there is more to do, 'busy' or 'no_subscription', and how many messages it moved.
+CREATE OR REPLACE FUNCTION {schema}.vacate(
+    sub_id text, lease_slot smallint, message_slot smallint, OUT outcome text, OUT moved int)
+LANGUAGE plpgsql
+SET search_path = pg_catalog, pg_temp
+SET enable_seqscan = off
+SET enable_bitmapscan = off
+SET enable_sort = off
+SET enable_incremental_sort = off
+SET jit = off
+SET plan_cache_mode = force_generic_plan
+SET lock_timeout = '1s'
+AS $$
+DECLARE
+    step  CONSTANT int := 500;
+    class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    sub_num int := (SELECT s.num FROM {schema}.subscriptions s WHERE s.id = sub_id);
+    sub     record;
+    lease   record;
+    found_n int := 0;
+    counted bigint := 0;
+BEGIN
+    moved := 0;
+    IF current_setting('transaction_isolation') <> 'read committed' THEN
+        RAISE EXCEPTION 'vacate needs isolation level read committed' USING ERRCODE = 'invalid_transaction_state';
+    END IF;
+    IF sub_num IS NULL THEN
+        outcome := 'no_subscription';
+        RETURN;
+    END IF;
+    BEGIN
+        PERFORM pg_advisory_xact_lock(class, sub_num);
+    EXCEPTION WHEN lock_not_available THEN
+        outcome := 'busy';
+        RETURN;
+    END;
+    SELECT s.topic_num, c.*, (SELECT (last_value & 3)::smallint FROM {schema}.lease_slot) AS current_slot
+    INTO sub
+    FROM {schema}.subscriptions s, {schema}.newest_cursor(sub_num) c
+    WHERE s.num = sub_num;
+    IF NOT FOUND THEN  -- deleted while we waited
+        outcome := 'no_subscription';
+        RETURN;
+    END IF;
+
+    -- Leases that have run out, and those held before, are for a sweep.
+    FOR lease IN
+        SELECT l.ctid AS tid, l.slot, l.first_xid, l.first_seq, l.last_xid, l.last_seq, l.remaining, l.acked, l.deadline, l.consumer
+        FROM {schema}.leases l
+        WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sub.swept_to
+          AND (l.slot = lease_slot
+               OR (l.slot, l.kind, l.first_xid, l.first_seq) IN (
+                   SELECT i.slot, i.kind, i.first_xid, i.first_seq
+                   FROM {schema}.leases_in(sub_num, sub.topic_num, sub.swept_to, message_slot) i))
+        ORDER BY l.deadline
+        LIMIT step
+        FOR UPDATE SKIP LOCKED
+    LOOP
+        found_n := found_n + 1;
+        IF NOT isempty(lease.remaining) THEN
+            moved := moved + {schema}.to_deliveries(
+                sub_num, sub.topic_num, ARRAY[lease.first_xid], ARRAY[lease.first_seq], ARRAY[lease.last_xid], ARRAY[lease.last_seq],
+                lease.remaining, 'leased', 1, lease.deadline, NULL, lease.consumer, NULL);
+        END IF;
+        counted := counted + lease.acked;
+        -- Nobody looks at it again.
+        UPDATE {schema}.leases l SET remaining = '{}', acked = 0, deadline = '-infinity'
+        WHERE l.slot = lease.slot AND l.ctid = lease.tid;
+    END LOOP;
+    IF found_n > 0 OR sub.slot = lease_slot THEN
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
+                sub.swept_to, sub.due_to, sub.acked + counted);
+    END IF;
+    outcome := CASE WHEN found_n = step THEN 'more' ELSE 'ok' END;
+END $$;
