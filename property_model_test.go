@@ -27,6 +27,7 @@ type model struct {
 	subs          map[string]*modelSub
 	published     int
 	steps         int
+	truncated     int // slots
 }
 
 // A modelTx has a level for itself and one for each of its savepoints.

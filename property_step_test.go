@@ -143,6 +143,46 @@ func (m *model) cleanup(*rapid.T) {
 	}
 }
 
+func (m *model) rotate(*rapid.T) {
+	exec(m.t, m.db, `SELECT {schema}.rotate(ring, '0', 0) FROM unnest(ARRAY['messages', 'leases']) ring`)
+}
+
+// maintain moves everything out of slots that are not current, and truncates those that it can.
+func (m *model) maintain(*rapid.T) {
+	for slot := range int16(4) {
+		exec(m.t, m.db, `SELECT {schema}.vacate(sub_id, $1, NULL) FROM {schema}.lease_slot_needs($1) WHERE $1 <> {schema}.current_slot('leases')`, slot)
+		exec(m.t, m.db, `SELECT {schema}.vacate(sub_id, NULL, $1) FROM {schema}.message_slot_needs($1) WHERE $1 <> {schema}.current_slot('messages')`, slot)
+	}
+	for name, sub := range m.subs {
+		for slot := range int16(4) {
+			for moved := 1; moved > 0; {
+				moved = query[int](m.t, m.db, `
+					SELECT coalesce((SELECT (SELECT moved FROM {schema}.spill(sub_id))
+					                 FROM {schema}.message_slot_needs($2)
+					                 WHERE sub_id = $1 AND backlog AND $2 <> {schema}.current_slot('messages')), 0)`, name, slot)
+			}
+		}
+		m.learnMoves(sub)
+	}
+	m.truncated += query[int](m.t, m.db, `
+		SELECT count(*) FILTER (WHERE ({schema}.truncate_slot(ring, slot::smallint, '1 hour')).outcome = 'truncated')
+		FROM unnest(ARRAY['leases', 'messages']) ring, generate_series(0, 3) slot`)
+}
+
+// learnMoves learns what maintenance has moved to deliveries.
+func (m *model) learnMoves(sub *modelSub) {
+	places := m.read(sub)
+	for id, p := range sub.places {
+		a := places[id]
+		switch {
+		case p.state == inLog && a.State == available && a.Attempts == 0:
+			m.put(sub, id, p, place{state: available, at: m.now})
+		case p.state == leased && p.row.lease && a.State == leased:
+			m.put(sub, id, p, place{state: leased, attempts: 1, at: p.at, surely: p.surely})
+		}
+	}
+}
+
 func ackable(p *place) bool { return p.state == leased || p.state == expired }
 
 func (m *model) leasedNow(p *place) bool { return p.state == leased && p.at > m.now }

@@ -21,6 +21,7 @@ import (
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/httpapi"
+	"github.com/fastpubsub/fastpubsub/store"
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
@@ -227,7 +228,7 @@ func TestMigrate(t *testing.T) {
 	})
 	for _, test := range []struct{ command, message, from string }{
 		{"db-migrate", `msg="schema migrated"`, "from_version=0"},
-		{"db_migrate", `msg="schema is up to date"`, "from_version=2"},
+		{"db_migrate", `msg="schema is up to date"`, fmt.Sprintf("from_version=%d", store.Version)},
 	} {
 		code, stdout, stderr := execute(t.Context(), test.command, "--database-url="+nowhere, "--migrate-database-url="+db.URL, "--database-schema="+schema)
 		if code != 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, test.message) || !strings.Contains(stderr, test.from) {
