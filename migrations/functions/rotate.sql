@@ -27,7 +27,7 @@ BEGIN
     IF current.bytes = 0 OR current.since > now_at - older_than AND current.bytes < max_bytes THEN
         RETURN 'young';
     END IF;
-    IF {schema}.slot_bytes(ring, ((number + 1) & 3)::smallint) > 0 THEN  -- protection: into an empty slot
+    IF {schema}.slot_bytes(ring, ((number + 1) & 3)::smallint) > 0 THEN
         RETURN 'full';
     END IF;
     PERFORM setval(counter, number + 1);

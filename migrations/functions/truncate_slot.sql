@@ -69,7 +69,9 @@ BEGIN
     IF state.unneeded_at IS NULL THEN
         state.unneeded_at := {schema}.clock();
         state.waits_for := ARRAY(
-            SELECT l.virtualxid FROM pg_locks l WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid());
+            SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
+            WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid()
+              AND a.datname = current_database());  -- others cannot look into it
         UPDATE {schema}.slots s SET unneeded_at = state.unneeded_at, waits_for = state.waits_for
         WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
     END IF;
