@@ -20,7 +20,7 @@ var slotHazards = []hazard{
 	{
 		name: "a slot of the log with messages that a subscription has not had",
 		protections: []protection{
-			{"truncate_slot", "IF EXISTS (SELECT FROM {schema}.message_slot_needs(slot)) THEN", "IF false THEN"},
+			{"truncate_slot", "WHERE ring = 'messages')  -- protection: needed messages", "WHERE false)"},
 			{"message_slot_needs", "(c.xid, (c.seq + 1) & ~65535::bigint)  -- protection: beyond the cursor", "(c.xid, (c.seq + 1) & ~65535::bigint) AND false"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
@@ -71,7 +71,7 @@ var slotHazards = []hazard{
 	{
 		name: "a slot of leases that is needed",
 		protections: []protection{
-			{"truncate_slot", "IF EXISTS (SELECT FROM {schema}.lease_slot_needs(slot)) THEN", "IF false THEN"},
+			{"truncate_slot", "WHERE ring = 'leases') THEN  -- protection: needed leases", "WHERE false) THEN"},
 			{"lease_slot_needs", "WHERE c.slot = lease_slot_needs.slot  -- protection: the newest cursor", "WHERE false"},
 			{"lease_slot_needs", "AND l.deadline > c.swept_to)  -- protection: not swept", "AND false)"},
 		},
@@ -183,13 +183,66 @@ var slotHazards = []hazard{
 				_, err := db.Pool.Exec(t.Context(), db.SQL(`SELECT {schema}.truncate_slot('messages', 0::smallint, '0')`))
 				return err
 			})
-			waitAtGate(t, db, &g)
+			waitAtGate(t, db, "truncate_slot", &g)
 			commit(t, tx)
 			open()
 			if err := g.Wait(); err != nil {
 				return err
 			}
 			return wantDelivered(t, b, "s", 10, ids...)
+		},
+	},
+	{
+		name:        "a subscription that is being created while a slot is looked through",
+		protections: []protection{{"truncate_slot", "LOCK TABLE {schema}.subscriptions IN SHARE MODE;  -- protection: new subscriptions", "NULL;"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			publisher := begin(t, db, pgx.TxOptions{})
+			ids := publishTx(t, b, publisher, "t", numbered(0, 1)...)
+			creator := begin(t, db, pgx.TxOptions{})
+			if _, err := creator.Exec(t.Context(), db.SQL(`SELECT {schema}.create_subscription('s', 't', NULL, NULL, 5, 1, 1, 60)`)); err != nil {
+				return err
+			}
+			commit(t, publisher)
+			exec(t, db, `SELECT {schema}.rotate('messages', '0', 0)`)
+			exec(t, db, `SELECT {schema}.truncate_slot('messages', 0::smallint, '0')`)
+			commit(t, creator)
+			return wantDelivered(t, b, "s", 10, ids...)
+		},
+	},
+	{
+		name:        "a message that comes to a slot after that was found unneeded",
+		protections: []protection{{"truncate_slot", "IF {schema}.newer_messages(slot, state.seen) THEN  -- protection: nothing new", "IF false THEN"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 1)...)
+			drain(t, b, "s", 10)
+			older := begin(t, db, pgx.TxOptions{})
+			if _, err := older.Exec(t.Context(), `SELECT 1`); err != nil {
+				return err
+			}
+			truncate(t, db, "messages", false, 0)
+			// By a publisher that stood still between reading which slot is current and writing.
+			exec(t, db, `
+				INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads)
+				SELECT pg_current_xact_id()::text::bigint, nextval('{schema}.message_base') << 16, now(), num, 1, 0, ARRAY['{}']
+				FROM {schema}.topics`)
+			reader := begin(t, db, pgx.TxOptions{IsoLevel: pgx.RepeatableRead, AccessMode: pgx.ReadOnly})
+			if _, err := reader.Exec(t.Context(), `SELECT txid_current_snapshot()`); err != nil {
+				return err
+			}
+			if got := drain(t, b, "s", 10); len(got) != 1 {
+				return fmt.Errorf("got %v", got)
+			}
+			commit(t, older)
+			exec(t, db, `UPDATE {schema}.slots SET waits_for = '{}' WHERE unneeded_at IS NOT NULL`) // those of other tests
+			exec(t, db, `SELECT {schema}.truncate_slot('messages', 0::smallint, '1 hour')`)
+			var n int
+			if err := reader.QueryRow(t.Context(), db.SQL(`SELECT count(*) FROM {schema}.messages`)).Scan(&n); err != nil || n != 2 {
+				return fmt.Errorf("the snapshot has %d record batches, want 2; %w", n, err)
+			}
+			return nil
 		},
 	},
 	{
@@ -210,7 +263,7 @@ var slotHazards = []hazard{
 				consumed, err = consumeIDs(t, b, "s", 10)
 				return err
 			})
-			waitAtGate(t, db, &g)
+			waitAtGate(t, db, "claim", &g)
 			exec(t, db, `SELECT {schema}.rotate('leases', '0', 0)`)
 			exec(t, db, `SELECT {schema}.vacate('other', 1::smallint, NULL)`)
 			openTruncate := gate(t, db, "truncate_slot", "freed := {schema}.slot_bytes(ring, slot);")
@@ -219,7 +272,7 @@ var slotHazards = []hazard{
 				_, err := db.Pool.Exec(t.Context(), db.SQL(`SELECT {schema}.truncate_slot('leases', 1::smallint, '0')`))
 				return err
 			})
-			waitAtGate(t, db, &truncating)
+			waitAtGate(t, db, "truncate_slot", &truncating)
 			openClaim()
 			if err := g.Wait(); err != nil || !slices.Equal(consumed, ids) {
 				return fmt.Errorf("consumed %v, %w", consumed, err)
@@ -281,20 +334,20 @@ func gate(t testing.TB, db *storetest.DB, function, line string) (open func()) {
 		t.Fatalf("%s has %q %d times", function, line, strings.Count(definition, line))
 	}
 	exec(t, db, strings.Replace(definition, line, db.SQL(`
-		PERFORM set_config('application_name', 'at the gate', true);
+		PERFORM set_config('application_name', '`+name+`', true);
 		WHILE (SELECT NOT is_called FROM {schema}.`+name+`) LOOP PERFORM pg_sleep(0.001); END LOOP;
 		PERFORM set_config('application_name', '', true); `)+line, 1))
 	return func() { exec(t, db, `SELECT nextval('{schema}.`+name+`')`) }
 }
 
 // waitAtGate returns when a call waits at a gate, or g has come to its end without.
-func waitAtGate(t testing.TB, db *storetest.DB, g *errgroup.Group) {
+func waitAtGate(t testing.TB, db *storetest.DB, function string, g *errgroup.Group) {
 	t.Helper()
 	ended, cancel := context.WithCancel(t.Context())
 	go func() { g.Wait(); cancel() }()
 	for ended.Err() == nil && query[int](t, db, `
 		SELECT count(*) FROM pg_stat_activity
-		WHERE application_name = 'at the gate' AND query LIKE '%"' || $1 || '"%' AND datname = current_database()`, db.Schema) == 0 {
+		WHERE application_name = 'gate_' || $2 AND query LIKE '%"' || $1 || '"%'`, db.Schema, function) == 0 {
 		time.Sleep(time.Millisecond)
 	}
 }

@@ -27,11 +27,12 @@ func newBroker(t testing.TB, options ...func(*pgxpool.Config)) (*fastpubsub.Brok
 	return broker, db
 }
 
-// maintainedBroker is another broker on the same schema, whose CleanupAcked(ctx, 0) moves everything out of slots at once.
+// maintainedBroker is another broker on the same schema, whose CleanupAcked(ctx, 0) moves everything out of slots at once, and
+// waits for no snapshots.
 func maintainedBroker(t testing.TB, db *storetest.DB) *fastpubsub.Broker {
 	t.Helper()
 	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{
-		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1}, Logger: slog.New(slog.DiscardHandler)})
+		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1, Patience: 1}, Logger: slog.New(slog.DiscardHandler)})
 	if err != nil {
 		t.Fatal(err)
 	}

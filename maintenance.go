@@ -31,6 +31,9 @@ type MaintenanceSettings struct {
 	// messages moved meanwhile would be missing. Longer than that nothing is kept, so that a forgotten transaction cannot fill
 	// the disk. Default 1 hour.
 	Patience time.Duration
+
+	// Interval is how often [Broker.Run] looks, give or take a tenth. Default 10 seconds.
+	Interval time.Duration
 }
 
 func (s MaintenanceSettings) orDefaults() MaintenanceSettings {
@@ -46,6 +49,9 @@ func (s MaintenanceSettings) orDefaults() MaintenanceSettings {
 	if s.Patience == 0 {
 		s.Patience = time.Hour
 	}
+	if s.Interval == 0 {
+		s.Interval = 10 * time.Second
+	}
 	return s
 }
 
@@ -58,6 +64,7 @@ func (s MaintenanceSettings) check(p *problems) {
 		{"maintenance.slot_bytes", s.SlotBytes},
 		{"maintenance.spill_after", int64(s.SpillAfter)},
 		{"maintenance.patience", int64(s.Patience)},
+		{"maintenance.interval", int64(s.Interval)},
 	} {
 		if limit.value < 0 {
 			p.add(limit.field, "greater_than_equal", "must not be negative")
@@ -86,33 +93,33 @@ func (f Freed) IsZero() bool { return f == Freed{} }
 //
 // It returns an InvalidError if olderThan is negative.
 func (b *Broker) CleanupAcked(ctx context.Context, olderThan time.Duration) (Freed, error) {
-	var freed Freed
 	if olderThan < 0 {
-		return freed, &InvalidError{[]Problem{{"older_than", "greater_than_equal", "must not be negative"}}}
+		return Freed{}, &InvalidError{[]Problem{{"older_than", "greater_than_equal", "must not be negative"}}}
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
-		return freed, err
+		return Freed{}, err
 	}
 	settings := b.maintenance
 	settings.SlotAge = olderThan
+	freed, err := b.maintain(ctx, settings)
 	for try := 0; ; try++ {
-		pass, err := b.maintain(ctx, settings)
-		freed.Bytes += pass.Bytes
-		freed.Slots += pass.Slots
-		freed.Rotated += pass.Rotated
-		freed.Spilled += pass.Spilled
-		freed.Needed, freed.Waiting = pass.Needed, pass.Waiting
 		if err != nil {
 			return freed, fmt.Errorf("cleanup of acked messages: %w", err)
 		}
 		// Most transactions are short.
-		if pass.Waiting == 0 || try == waitingTries {
+		if freed.Waiting == 0 || try == waitingTries {
 			return freed, nil
 		}
 		select {
 		case <-ctx.Done():
 			return freed, fmt.Errorf("cleanup of acked messages: %w", ctx.Err())
 		case <-time.After(waitingPause):
+		}
+		freed.Needed, freed.Waiting = 0, 0
+		for _, ring := range rings {
+			if err == nil {
+				err = b.emptyRing(ctx, ring, settings, &freed)
+			}
 		}
 	}
 }
@@ -123,12 +130,10 @@ const (
 
 	// stepsAPass is how many steps of moving messages a pass makes for one subscription; the next pass goes on.
 	stepsAPass = 100
-
-	maintenanceInterval = 10 * time.Second
 )
 
-// Run does the maintenance that nobody else does until ctx ends, and then returns nil: every 10 seconds it ends what has
-// expired, as [Broker.CleanupStuck] does, and gives space back, as [Broker.CleanupAcked] does. Any number of processes may run
+// Run does the maintenance that nobody else does until ctx ends, and then returns nil: every 10 seconds, or as the settings
+// say, it ends what has expired, as [Broker.CleanupStuck] does, and gives space back, as [Broker.CleanupAcked] does. Any number of processes may run
 // it at once; none of them is a leader, each step is made by one. What fails, because the database is away for example, is
 // logged and tried again.
 func (b *Broker) Run(ctx context.Context) error {
@@ -136,11 +141,11 @@ func (b *Broker) Run(ctx context.Context) error {
 		if err := b.pass(ctx); err != nil && ctx.Err() == nil {
 			b.logger.LogAttrs(ctx, slog.LevelWarn, "maintenance failed, it will be tried again", slog.Any("error", err))
 		}
-		interval := maintenanceInterval*9/10 + rand.N(maintenanceInterval/5)
+		interval := b.maintenance.Interval
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(interval):
+		case <-time.After(interval*9/10 + rand.N(interval/5+1)):
 		}
 	}
 }
@@ -162,33 +167,41 @@ func (b *Broker) pass(ctx context.Context) error {
 	return err
 }
 
-// maintain makes one pass over both rings. The lease ring comes first: what holds a lease may move from it to deliveries.
+// rings are in the order in which they are looked after: what holds a lease may move from it to deliveries.
+var rings = []string{store.RingLeases, store.RingMessages}
+
+// maintain makes one pass over both rings.
 func (b *Broker) maintain(ctx context.Context, settings MaintenanceSettings) (Freed, error) {
 	var freed Freed
-	for _, ring := range []string{store.RingLeases, store.RingMessages} {
+	for _, ring := range rings {
 		full, err := b.rotate(ctx, ring, settings, &freed)
+		if err == nil {
+			err = b.emptyRing(ctx, ring, settings, &freed)
+		}
+		if err == nil && full {
+			_, err = b.rotate(ctx, ring, settings, &freed)
+		}
 		if err != nil {
 			return freed, err
-		}
-		slots, err := b.store.ListSlots(ctx, b.pool, ring)
-		if err != nil {
-			return freed, err
-		}
-		for _, slot := range slots {
-			if slot.Current || slot.Bytes == 0 {
-				continue
-			}
-			if err := b.empty(ctx, slot, settings, &freed); err != nil {
-				return freed, err
-			}
-		}
-		if full {
-			if _, err := b.rotate(ctx, ring, settings, &freed); err != nil {
-				return freed, err
-			}
 		}
 	}
 	return freed, nil
+}
+
+func (b *Broker) emptyRing(ctx context.Context, ring string, settings MaintenanceSettings, freed *Freed) error {
+	slots, err := b.store.ListSlots(ctx, b.pool, ring)
+	if err != nil {
+		return err
+	}
+	for _, slot := range slots {
+		if slot.Current || slot.Bytes == 0 {
+			continue
+		}
+		if err := b.empty(ctx, slot, settings, freed); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func (b *Broker) rotate(ctx context.Context, ring string, settings MaintenanceSettings, freed *Freed) (full bool, err error) {
@@ -244,7 +257,6 @@ func (b *Broker) moveOut(ctx context.Context, slot store.Slot, settings Maintena
 		}
 	}
 	for _, need := range needs {
-		// The messages of a claim of just now are leased, so those come last.
 		if need.Backlog && slot.Left >= settings.SpillAfter {
 			if err := b.spill(ctx, need.SubscriptionID, slot.Slot, freed); err != nil {
 				return err

@@ -38,41 +38,43 @@ BEGIN
     SELECT s.* INTO state FROM {schema}.slots s WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
 
     -- Whoever writes into the slot, because it was current when he looked, must have ended, and nobody may begin to, before
-    -- what he has written is looked for.
-    IF ring = 'messages' THEN
-        BEGIN
+    -- what he has written is looked for. What has come since the slot was found unneeded begins everything anew, also where it
+    -- is not needed any more: a snapshot that sees it may.
+    BEGIN
+        IF ring = 'messages' THEN
             EXECUTE format('LOCK TABLE {schema}.%I IN SHARE MODE', 'messages_' || slot);  -- protection: writers
-        EXCEPTION WHEN lock_not_available THEN
-            outcome := 'locked';
-            RETURN;
-        END;
-        IF EXISTS (SELECT FROM {schema}.message_slot_needs(slot)) THEN  -- protection: needed messages
-            outcome := 'needed';
-        END IF;
-    ELSE
-        IF state.unneeded_at IS NULL
-           AND EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (state.waits_for)) THEN  -- protection: strays
+            IF {schema}.newer_messages(slot, state.seen) THEN  -- protection: nothing new
+                state.unneeded_at := NULL;
+            END IF;
+        ELSIF state.unneeded_at IS NULL
+              AND EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (state.waits_for)) THEN  -- protection: strays
             outcome := 'locked';
             RETURN;
         END IF;
-        IF EXISTS (SELECT FROM {schema}.lease_slot_needs(slot)) THEN  -- protection: needed leases
-            outcome := 'needed';
+        IF state.unneeded_at IS NULL THEN
+            -- One that is being created cannot be seen, and may need what a transaction commits meanwhile.
+            LOCK TABLE {schema}.subscriptions IN SHARE MODE;  -- protection: new subscriptions
         END IF;
-    END IF;
-    IF outcome = 'needed' THEN
-        IF state.unneeded_at IS NOT NULL THEN
-            UPDATE {schema}.slots s SET unneeded_at = NULL WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
-        END IF;
+    EXCEPTION WHEN lock_not_available THEN
+        outcome := 'locked';
+        RETURN;
+    END;
+    IF EXISTS (SELECT FROM {schema}.message_slot_needs(slot) WHERE ring = 'messages')  -- protection: needed messages
+       OR EXISTS (SELECT FROM {schema}.lease_slot_needs(slot) WHERE ring = 'leases') THEN  -- protection: needed leases
+        UPDATE {schema}.slots s SET unneeded_at = NULL, seen = NULL, waits_for = '{}'
+        WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot AND s.unneeded_at IS NOT NULL;
+        outcome := 'needed';
         RETURN;
     END IF;
 
     IF state.unneeded_at IS NULL THEN
         state.unneeded_at := {schema}.clock();
+        state.seen := pg_current_snapshot();
         state.waits_for := ARRAY(
             SELECT l.virtualxid FROM pg_locks l JOIN pg_stat_activity a ON a.pid = l.pid
             WHERE l.locktype = 'virtualxid' AND l.granted AND l.pid <> pg_backend_pid()
               AND a.datname = current_database());  -- others cannot look into it
-        UPDATE {schema}.slots s SET unneeded_at = state.unneeded_at, waits_for = state.waits_for
+        UPDATE {schema}.slots s SET unneeded_at = state.unneeded_at, seen = state.seen, waits_for = state.waits_for
         WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
     END IF;
     IF {schema}.clock() < state.unneeded_at + patience
@@ -94,7 +96,7 @@ BEGIN
         outcome := 'locked';
         RETURN;
     END;
-    UPDATE {schema}.slots s SET since = NULL, until = NULL, unneeded_at = NULL, waits_for = '{}'
+    UPDATE {schema}.slots s SET since = NULL, until = NULL, unneeded_at = NULL, seen = NULL, waits_for = '{}'
     WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
     outcome := 'truncated';
 END $$;
