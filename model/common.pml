@@ -6,8 +6,8 @@
 #define has(s, x) (((s) >> (x)) & 1)
 
 byte next_xid = 1; /* what a snapshot has as its xmax */
-byte in_progress;         /* what a snapshot has as its xip: an xid, and neither committed nor rolled back */
-byte committed;
+byte in_progress;  /* what a snapshot has as its xip: an xid, and neither committed nor rolled back */
+byte committed;    /* never changes back; what is visible to a new snapshot */
 
 #define draw_xid(x) next_xid == x -> next_xid++; in_progress = in_progress | bit(x)
 #define commit(x)   in_progress = in_progress & ~bit(x); committed = committed | bit(x)
@@ -21,5 +21,6 @@ byte i, j;
 /* must(condition, name): the property that a counterexample is named after. The variables are always false; they are there
  * for their names. */
 bool message_lost, handed_out_twice, handed_out_uncommitted, not_drained, acked_twice, ack_found_nothing,
-	stale_cursor, count_wrong, too_many_attempts, taken_from_its_holder, reader_missed_it, slot_stuck, payload_missing;
+	stale_cursor, count_wrong, too_many_attempts, taken_from_its_holder,
+	reader_missed_it, slot_stuck, payload_missing;
 #define must(condition, name) if :: (condition) :: else -> assert(name) fi

@@ -1,6 +1,8 @@
 /* The ring of lease slots, which hold cursor rows and leases: rotate, copy forward, mark and truncate, beside claims, sweeps,
  * acks, the creation of the subscription, and a reader with an old snapshot.
  *
+ * Configurations: none, two consumers; ACKS, one consumer, and acks; READER, one consumer, and the reader.
+ *
  * One subscription. A claim takes one message, whose number is its position; all are committed. Of what a sweep moves to
  * deliveries no more is seen here. */
 
@@ -28,6 +30,9 @@ byte held;                 /* but its row was locked */
 byte row_locked;
 
 byte moved;                /* in deliveries */
+#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
+byte wiped;                /* processes whose uncommitted rows are gone */
+#endif
 
 /* For the properties. */
 byte handed, acked_ever;
@@ -70,6 +75,7 @@ inline append(s) {
 
 inline check() {
 	byte n, total;
+
 	find_newest(n);
 	must(!exists || gen[n] == 3, stale_cursor);
 	total = swept_acked[n]; j = 0;
@@ -154,7 +160,14 @@ inline changing(me, copy) {
 				c++
 			:: else
 			fi;
+#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
+			if
+			:: has(wiped, me) -> wiped = wiped & ~bit(me)
+			:: else -> append(slot); cursor[slot] = c; swept_acked[slot] = a
+			fi;
+#else
 			append(slot); cursor[slot] = c; swept_acked[slot] = a;
+#endif
 			writers[slot] = writers[slot] & ~bit(me);
 			check();
 			if :: locked == me -> locked = 0 :: else fi;
@@ -179,25 +192,18 @@ proctype acker(byte me) {
 	byte m;
 
 	do
-	:: atomic { remaining & ~row_locked ->
+	:: atomic {
 		if
-		:: has(remaining, 0) -> m = 0
-		:: has(remaining, 1) -> m = 1
+		:: has(remaining, 0) && exclusive != lease_slot[0] -> m = 0
+		:: has(remaining, NM - 1) && exclusive != lease_slot[NM - 1] -> m = NM - 1
 		fi;
-		if
-		:: exclusive != lease_slot[m] -> row_locked = row_locked | bit(m)
-		:: else -> m = NM
-		fi
+		row_locked = row_locked | bit(m)
 	   };
 		if
-		:: m < NM ->
-			if
-			:: d_step { remaining = remaining & ~bit(m); acked_ever = acked_ever | bit(m); check() }
-			:: true
-			fi;
-			d_step { row_locked = row_locked & ~bit(m); m = 0 }
-		:: else -> m = 0
-		fi
+		:: d_step { remaining = remaining & ~bit(m); acked_ever = acked_ever | bit(m); check() }
+		:: true /* rolled back */
+		fi;
+		d_step { row_locked = row_locked & ~bit(m); m = 0 }
 	od
 }
 
@@ -213,12 +219,18 @@ proctype creator(byte me) {
 	}
 }
 
+#if NM == 1
+#define leases_in(s) (lease_slot[0] == (s) + 1 -> 1 : 0)
+#else
 #define leases_in(s) ((lease_slot[0] == (s) + 1 -> 1 : 0) | (lease_slot[1] == (s) + 1 -> 2 : 0))
+#endif
 
 #ifdef BROKEN_TRUNCATE_OPEN_LEASES
+#define BROKEN_TRUNCATE_UNSWEPT
+#define BROKEN_TRUNCATE_HELD
 #define open_leases(s) 0
 #else
-#define open_leases(s) (leases_in(s) & remaining)
+#define open_leases(s) (leases_in(s) & remaining) /* these are unswept or held in any case */
 #endif
 #ifdef BROKEN_TRUNCATE_UNSWEPT
 #define unswept(s) 0
@@ -242,6 +254,11 @@ proctype creator(byte me) {
 #define old_enough(s) true
 #else
 #define old_enough(s) (!has(older, s))
+#endif
+#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
+#define unlocked(s) true
+#else
+#define unlocked(s) (writers[s] == 0 && !(row_locked & leases_in(s)))
 #endif
 #ifdef BROKEN_TRUNCATE_KEEPS_MARK
 #define as_marked(s) not_needed(s)
@@ -309,17 +326,15 @@ proctype maintenance(byte me) {
 	   }
 #endif
 	:: exists -> /* copy forward, where the newest row is in a slot that is not the current one */
-		atomic {
-			find_newest(s);
-			if
-			:: s != current -> s = 0; changing(me, true)
-			:: else -> s = 0
-			fi
-		}
+		d_step { find_newest(s); s = (s != current -> 1 : 0) };
+		if
+		:: s -> s = 0; changing(me, true)
+		:: else
+		fi
 	:: atomic { /* mark */
 		if :: s = 0 :: s = 1 :: s = 2 fi;
 		if
-		:: s != current && !has(marked, s) && (gen[s] || leases_in(s)) && not_needed(s) ->
+		:: s != current && !has(marked, s) && not_needed(s) -> /* rows of other subscriptions may be in it, so it need have none of this one */
 			marked = marked | bit(s); changed = changed & ~bit(s);
 			if
 			:: reading -> older = older | bit(s)
@@ -333,7 +348,7 @@ proctype maintenance(byte me) {
 		atomic {
 			if :: s = 0 :: s = 1 :: s = 2 fi;
 			if
-			:: has(marked, s) && old_enough(s) && writers[s] == 0 && !(row_locked & leases_in(s)) -> exclusive = s + 1
+			:: has(marked, s) && old_enough(s) && unlocked(s) -> exclusive = s + 1
 			:: else -> s = 0; goto done
 			fi
 		};
@@ -341,6 +356,9 @@ proctype maintenance(byte me) {
 			if
 			:: as_marked(s) ->
 				must(!has(to_find, s), reader_missed_it);
+#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
+				wiped = wiped | writers[s];
+#endif
 				gen[s] = 0; cursor[s] = 0; swept_acked[s] = 0;
 				do
 				:: i < NM ->
@@ -368,9 +386,15 @@ done:
 
 init {
 	atomic {
-		run creator(1); run consumer(2); run consumer(3); run acker(4); run maintenance(5);
+		run creator(1); run consumer(2); run maintenance(5);
 #ifdef READER
 		run reader()
+#else
+#ifdef ACKS
+		run acker(4)
+#else
+		run consumer(3)
+#endif
 #endif
 	}
 }

@@ -1,9 +1,11 @@
 /* One subscription's leases and deliveries: claim with sweep, ack, nack, extend, give back, expiry, redelivery, dead letters.
  *
  * Configurations: none; CRASH, the server crashes once and forgets what was not flushed; CLOCK, the clock steps back once;
- * SPILL, the messages' slot is spilled and truncated.
+ * SPILL, the messages' slot is spilled and truncated; MOVES, one of the two consumers does not ack, but nacks, extends and
+ * gives back.
  *
- * All messages are committed and their positions are their numbers. Two consumers. */
+ * All messages are committed and their positions are their numbers. There are two
+ * consumers. */
 
 #ifndef NM
 #define NM 2              /* messages */
@@ -64,6 +66,14 @@ byte holder[NM];          /* who was given the message last and has not returned
 byte holds_until[NM];
 
 #define now (clock > db.swept_to -> clock : db.swept_to)
+
+/* Where nothing that it read can have changed when it writes, a spill is one step. */
+#if defined(BROKEN_SPILL_WITHOUT_LOCK) || defined(BROKEN_SPILL_STALE_LEASES)
+#define SPILL_IN_TWO_STEPS
+#define not_had from
+#else
+#define not_had db.cursor
+#endif
 
 #ifdef BROKEN_NACK_OF_ANY_ATTEMPT
 #define same_attempt(m) true
@@ -546,6 +556,7 @@ end:	do
 #ifndef BROKEN_SPILL_WITHOUT_LOCK
 		atomic { !locked -> locked = true; begun() };
 #endif
+#ifdef SPILL_IN_TWO_STEPS
 		d_step {
 			from = db.cursor;
 			do
@@ -554,11 +565,12 @@ end:	do
 			od;
 			i = 0
 		};
+#endif
 		d_step {
 			do
 			:: i < NM ->
 				if
-				:: i >= from -> db.state[i] = AVAILABLE; db.next_at[i] = clock
+				:: i >= not_had -> db.state[i] = AVAILABLE; db.next_at[i] = clock
 				:: else
 				fi;
 				if
@@ -595,7 +607,10 @@ end:	do
 			db.cursor = NM;
 			i = 0;
 			do
-			:: i < NM -> must(db.remaining[i] == 0 || lock[i], slot_stuck); stale[i] = 0; i++
+			:: i < NM ->
+				/* A spill leaves nothing that is in the way, but for what is locked. */
+				must(db.remaining[i] == 0 || lock[i], slot_stuck);
+				stale[i] = 0; i++
 			:: else -> break
 			od;
 			i = 0; j = 0; from = 0;

@@ -1,7 +1,8 @@
 /* The ring of message slots: rotate, spill, mark and truncate, beside publishers, a subscription, and a reader with an old
  * snapshot.
  *
- * Configurations: none, a subscription that was there before; CREATE, one that transaction 2 creates.
+ * Configurations: none, a subscription that was there before; CREATE, one that transaction 2 creates; READER, with the
+ * reader.
  *
  * A transaction publishes one message at most, which has its number. What the subscription has claimed counts as done here:
  * spill.pml has leases, acks and deliveries. That a scan is right in itself is for positions.pml to show; here it is one
@@ -225,6 +226,9 @@ init {
 		od;
 		i = 0;
 #endif
-		run consumer(); run maintenance(); run reader()
+		run consumer(); run maintenance();
+#ifdef READER
+		run reader()
+#endif
 	}
 }
