@@ -629,7 +629,11 @@ end:	do
 		:: else -> break
 		od;
 		if
-		:: i == NM -> dropped = true
+		:: i == NM ->
+			dropped = true;
+#ifndef BROKEN_TRUNCATE_NOT_FLUSHED
+			flush() /* Postgres always does */
+#endif
 		:: else
 		fi;
 		i = 0;
