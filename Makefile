@@ -16,6 +16,10 @@ test: ## Run the tests
 lint: ## Run gofmt, go vet and staticcheck
 	.ci/run lint
 
+.PHONY: model
+model: ## Check the formal model; needs spin and a C compiler
+	model/check
+
 .PHONY: ci
 ci: ## Run all that a change must pass
 	.ci/run
