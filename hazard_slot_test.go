@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -241,6 +242,36 @@ var slotHazards = []hazard{
 			var n int
 			if err := reader.QueryRow(t.Context(), db.SQL(`SELECT count(*) FROM {schema}.messages`)).Scan(&n); err != nil || n != 2 {
 				return fmt.Errorf("the snapshot has %d record batches, want 2; %w", n, err)
+			}
+			return nil
+		},
+	},
+	{
+		name:        "messages that are moved out of the log between a claim and the reading of it",
+		protections: []protection{{"claimed", "IF n < wanted THEN  -- protection: moved meanwhile", "IF false THEN"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			for sub, filter := range map[string]string{"all": noFilter, "some": `{"n":[0, 2]}`} {
+				createSubscription(t, b, sub, "t", filter)
+			}
+			publish(t, b, "t", numbered(0, 3)...)
+			publish(t, b, "t", numbered(3, 1)...)
+			waitForOpen(t, db)
+			for sub, want := range map[string]int{"all": 4, "some": 2} {
+				if err := db.Pool.AcquireFunc(t.Context(), func(conn *pgxpool.Conn) error {
+					if _, err := conn.Exec(t.Context(), db.SQL(`SELECT {schema}.claim($1, 'test', 10, NULL, false)`), sub); err != nil {
+						return err
+					}
+					truncate(t, db, "messages", true, time.Minute)
+					var got int
+					err := conn.QueryRow(t.Context(), db.SQL(`SELECT sum(cardinality(payloads)) FROM {schema}.claimed()`)).Scan(&got)
+					if err != nil || got != want {
+						return fmt.Errorf("%s: %d messages were read, want %d; %w", sub, got, want, err)
+					}
+					return nil
+				}); err != nil {
+					return err
+				}
 			}
 			return nil
 		},

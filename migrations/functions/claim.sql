@@ -274,7 +274,7 @@ BEGIN
     END IF;
     IF cardinality(xids) > 0 THEN
         done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,
-                                                         CASE WHEN state.filter_path IS NULL THEN 'all' END), false);
+                                                         CASE WHEN state.filter_path IS NULL THEN 'all' ELSE '' END, sub_num), false);
         RETURN 'ok';
     END IF;
     RETURN CASE WHEN more THEN 'more' ELSE 'ok' END;
