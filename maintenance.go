@@ -162,7 +162,7 @@ func (b *Broker) pass(ctx context.Context) error {
 	freed, err := b.maintain(ctx, b.maintenance)
 	if freed.Slots+freed.Rotated+freed.Spilled > 0 {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "acked messages cleaned up", slog.Int64("freed_bytes", freed.Bytes),
-			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled", freed.Spilled))
+			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
 	}
 	return err
 }

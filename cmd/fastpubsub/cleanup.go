@@ -36,6 +36,31 @@ func (c *cleanupStuck) Run(p *process) error {
 	})
 }
 
+type cleanupAcked struct {
+	databaseFlags  `embed:"" group:"Database"`
+	retentionFlags `embed:"" group:"Maintenance"`
+	logFlags       `embed:"" group:"Log"`
+}
+
+// Run implements the subcommand.
+func (c *cleanupAcked) Run(p *process) error {
+	var bad badSettings
+	connect := c.connection(&bad)
+	olderThan := c.olderThan(&bad)
+	logger := c.logger(&bad, p.stderr)
+	if err := bad.err(); err != nil {
+		return err
+	}
+	return connect(p.ctx, func(broker *fastpubsub.Broker) error {
+		freed, err := broker.CleanupAcked(p.ctx, olderThan)
+		if err == nil {
+			logger.Info("acked messages cleaned up", "freed_bytes", freed.Bytes, "slots_emptied", freed.Slots,
+				"spilled_messages", freed.Spilled, "slots_needed", freed.Needed, "slots_waiting", freed.Waiting)
+		}
+		return err
+	})
+}
+
 // connection checks the settings of a command that needs a broker for a moment. What it returns connects, calls use, and
 // disconnects.
 func (f *databaseFlags) connection(b *badSettings) func(ctx context.Context, use func(*fastpubsub.Broker) error) error {

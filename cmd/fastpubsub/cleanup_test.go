@@ -74,6 +74,42 @@ func TestCleanupStuck(t *testing.T) {
 	}
 }
 
+func TestCleanupAcked(t *testing.T) {
+	t.Parallel()
+	broker, db, flags := failing(t)
+	clock := db.StopClock(t)
+	msgs := publishAndConsume(t, broker, 3)
+	ids := make([]fastpubsub.ID, len(msgs))
+	for i, msg := range msgs {
+		ids[i] = msg.ID
+	}
+	if n, err := broker.Ack(t.Context(), "s", ids); err != nil || n != len(ids) {
+		t.Fatalf("acked %d: %v", n, err)
+	}
+	run := func(command, counts string) {
+		t.Helper()
+		code, stdout, stderr := execute(t.Context(), append([]string{command}, flags...)...)
+		if code != 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, counts) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q", command, code, stdout, stderr)
+		}
+	}
+	run("cleanup_acked_messages", "freed_bytes=0 slots_emptied=0 spilled_messages=0 slots_needed=0 slots_waiting=0") // too young
+	for range 3 {                                                                                                    // left, moved out of, and then perhaps waited for
+		if err := clock.Move(t.Context(), time.Hour); err != nil {
+			t.Fatal(err)
+		}
+		run("cleanup-acked-messages", "freed_bytes=")
+	}
+	var left int64
+	if err := db.Pool.QueryRow(t.Context(), db.SQL(`SELECT {schema}.slot_bytes('messages', 0::smallint)`)).Scan(&left); err != nil || left > 0 {
+		t.Errorf("%d bytes are left: %v", left, err)
+	}
+	code, stdout, stderr := execute(t.Context(), append([]string{"cleanup_acked_messages", "--cleanup-acked-messages-older-than-seconds=-1"}, flags...)...)
+	if code != 2 || stdout != "" || !strings.Contains(stderr, "FASTPUBSUB_CLEANUP_ACKED_MESSAGES_OLDER_THAN_SECONDS") {
+		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
+	}
+}
+
 // A subscription that somebody holds is left for the next time. The variable that gives new subscriptions their ack deadline
 // is not this command's.
 func TestCleanupStuckBusy(t *testing.T) {

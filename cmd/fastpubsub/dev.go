@@ -49,6 +49,8 @@ func (c *devCommand) Run(p *process) error {
 	settings := apiSettings{
 		address: net.JoinHostPort(c.APIHost, strconv.Itoa(apiPort)),
 		schema:  fastpubsub.DefaultSchema,
+
+		maintenance: true,
 	}
 
 	unlessInterrupted := func(err error) error {

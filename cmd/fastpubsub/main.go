@@ -25,6 +25,7 @@ type commands struct {
 	DBMigrate    dbMigrate      `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
 	Server       serverCommand  `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
 	CleanupStuck cleanupStuck   `cmd:"" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
+	CleanupAcked cleanupAcked   `cmd:"" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
 	DLQ          dlqCommand     `cmd:"" name:"dlq" help:"List, reprocess or purge dead letters."`
 	Dev          devCommand     `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
 	Bench        benchCommand   `cmd:"" help:"Measure, beside a floor of bare INSERTs."`

@@ -17,11 +17,13 @@ import (
 )
 
 type serverCommand struct {
-	databaseFlags `embed:"" group:"Database"`
-	poolFlags     `embed:"" group:"Database"`
-	apiFlags      `embed:"" group:"API"`
-	newFlags      `embed:"" group:"What a new subscription does not say itself"`
-	logFlags      `embed:"" group:"Log"`
+	databaseFlags    `embed:"" group:"Database"`
+	poolFlags        `embed:"" group:"Database"`
+	apiFlags         `embed:"" group:"API"`
+	newFlags         `embed:"" group:"What a new subscription does not say itself"`
+	maintenanceFlags `embed:"" group:"Maintenance"`
+	retentionFlags   `embed:"" group:"Maintenance"`
+	logFlags         `embed:"" group:"Log"`
 }
 
 // Run implements the subcommand.
@@ -31,6 +33,8 @@ func (c *serverCommand) Run(p *process) error {
 	settings := c.settings(&bad)
 	settings.schema = c.schema(&bad)
 	settings.subscriptionDefaults = c.subscriptionDefaults(&bad)
+	settings.maintenance = c.enabled(&bad)
+	settings.slotAge = c.olderThan(&bad)
 	logger := c.logger(&bad, p.stderr)
 	if err := bad.err(); err != nil {
 		return err
@@ -65,6 +69,8 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	broker, err := fastpubsub.New(pool, fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
+		Maintenance:          fastpubsub.MaintenanceSettings{SlotAge: settings.slotAge},
+		Logger:               logger,
 	})
 	if err != nil {
 		return err
@@ -96,6 +102,9 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
 	wg.Go(func() { warnUnlessReady(ctx, broker, logger) })
+	if settings.maintenance {
+		wg.Go(func() { broker.Run(ctx) })
+	}
 	address := listener.Addr().String()
 	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns)
 	if ready != nil {

@@ -79,6 +79,31 @@ type newFlags struct {
 	CleanupStuckMessagesLockTimeoutSeconds string `env:"FASTPUBSUB_CLEANUP_STUCK_MESSAGES_LOCK_TIMEOUT_SECONDS" default:"60" help:"Its ack_deadline_seconds."`
 }
 
+// retentionFlags are of the server, whose maintenance goes on all the time, and of the cron job.
+type retentionFlags struct {
+	CleanupAckedMessagesOlderThanSeconds string `env:"FASTPUBSUB_CLEANUP_ACKED_MESSAGES_OLDER_THAN_SECONDS" default:"3600" help:"How long a slot of the log is written to, at most: the space of acked messages comes back one to two such periods later."`
+}
+
+func (f *retentionFlags) olderThan(b *badSettings) time.Duration {
+	return b.seconds("FASTPUBSUB_CLEANUP_ACKED_MESSAGES_OLDER_THAN_SECONDS", f.CleanupAckedMessagesOlderThanSeconds, math.MaxInt32)
+}
+
+type maintenanceFlags struct {
+	MaintenanceEnabled string `env:"FASTPUBSUB_MAINTENANCE_ENABLED" default:"true" help:"Whether the server ends leases that have run out and gives the space of acked messages back, true or false."`
+}
+
+// enabled says whether the server does maintenance.
+func (f *maintenanceFlags) enabled(b *badSettings) bool {
+	switch strings.ToLower(f.MaintenanceEnabled) {
+	case "true", "1":
+		return true
+	case "false", "0":
+		return false
+	}
+	b.add("FASTPUBSUB_MAINTENANCE_ENABLED", "must be true or false, not %q", f.MaintenanceEnabled)
+	return false
+}
+
 // schema returns the name of the schema.
 func (f *databaseFlags) schema(b *badSettings) string {
 	if err := migrations.CheckSchemaName(f.DatabaseSchema); err != nil {
@@ -152,6 +177,8 @@ type apiSettings struct {
 	schema               string
 	api                  httpapi.Config // without its Logger
 	subscriptionDefaults fastpubsub.SubscriptionSettings
+	maintenance          bool
+	slotAge              time.Duration // 0 for the default
 }
 
 // settings returns all but the schema and the defaults of subscriptions.
