@@ -82,6 +82,9 @@ func crash(t *testing.T, without *protection) crashtest.Findings {
 				g.Go(func() error { return l.work(ctx, w) })
 			}
 		}
+		if without == nil {
+			g.Go(func() error { return l.maintain(ctx, db) })
+		}
 		wantPublished, wantSteps := 200+rng.Int64N(200), 40+rng.Int64N(80)
 		if without != nil {
 			wantSteps = 0
@@ -107,6 +110,19 @@ func crash(t *testing.T, without *protection) crashtest.Findings {
 		db.Pool.Reset()
 	}
 	return crashtest.Audit(t, consumers, clock, l.ledger.Entries())
+}
+
+// maintain leaves and empties slots all the time. What TRUNCATE and the others do is logged and flushed in its order, too.
+func (l *crashLoad) maintain(ctx context.Context, db *storetest.DB) error {
+	broker, err := fastpubsub.New(db.Pool, fastpubsub.Config{
+		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1, Patience: 1}})
+	for err == nil {
+		_, err = broker.CleanupAcked(ctx, 0)
+	}
+	if l.killing.Load() || ctx.Err() != nil {
+		return nil
+	}
+	return err
 }
 
 func brokerOn(t *testing.T, schema string, config *pgxpool.Config) (*fastpubsub.Broker, *pgxpool.Pool) {

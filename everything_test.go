@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 	"golang.org/x/sync/errgroup"
 
@@ -132,23 +133,33 @@ func TestEverythingAtOnce(t *testing.T) {
 			return ignore(err, fastpubsub.ErrNotFound, fastpubsub.ErrBusy)
 		})
 	}
-	g.Go(func() error {
-		for range 3 { // the fourth slot is the first again, and only what is empty becomes the current one
-			pause(ctx, rand.New(rand.NewPCG(4, 4)), duration/3)
-			if _, err := pool.Exec(ctx, db.SQL(`SELECT nextval('{schema}.message_slot'), nextval('{schema}.lease_slot')`)); err != nil {
-				return err
-			}
-		}
-		return nil
-	})
+	// Slots are left, moved out of and emptied all the time, but their leases are given a moment to end by themselves.
+	maintained, err := fastpubsub.New(pool, fastpubsub.Config{
+		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: time.Second, Patience: time.Second}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var emptied atomic.Int64
+	for i := range 2 {
+		repeat("maintenance", 600+i, func(rng *rand.Rand) error {
+			freed, err := maintained.CleanupAcked(ctx, time.Duration(rng.IntN(1000))*time.Millisecond)
+			emptied.Add(int64(freed.Slots))
+			pause(ctx, rng, 100*time.Millisecond)
+			return err
+		})
+	}
 	if err := g.Wait(); err != nil {
+		var pgErr *pgconn.PgError
+		if errors.As(err, &pgErr) {
+			t.Logf("DETAIL %s WHERE %s", pgErr.Detail, pgErr.Where)
+		}
 		t.Fatal(err)
 	}
 	if n := query[int](t, db, `SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()`); n > 0 {
 		t.Errorf("%d deadlocks", n)
 	}
-	t.Logf("%d messages committed; %d acked in transactions, %d nacked, %d extended, %d given back, %d abandoned",
-		len(l.committed), l.ackedTx.Load(), l.nacked.Load(), l.extended.Load(), l.givenBack.Load(), l.abandoned.Load())
+	t.Logf("%d messages committed, %d slots emptied; %d acked in transactions, %d nacked, %d extended, %d given back, %d abandoned",
+		len(l.committed), emptied.Load(), l.ackedTx.Load(), l.nacked.Load(), l.extended.Load(), l.givenBack.Load(), l.abandoned.Load())
 	for _, id := range subs {
 		l.audit(t, b, id)
 	}

@@ -214,7 +214,12 @@ func (b *Broker) rotate(ctx context.Context, ring string, settings MaintenanceSe
 
 // empty empties a slot, if need be after it has moved what is in it for subscriptions out of it.
 func (b *Broker) empty(ctx context.Context, slot store.Slot, settings MaintenanceSettings, freed *Freed) error {
-	outcome, bytes, err := b.store.TruncateSlot(ctx, b.pool, slot.Ring, slot.Slot, settings.Patience)
+	truncate := func() (outcome string, err error) {
+		outcome, bytes, err := b.store.TruncateSlot(ctx, b.pool, slot.Ring, slot.Slot, settings.Patience)
+		freed.Bytes += bytes
+		return outcome, err
+	}
+	outcome, err := truncate()
 	if err != nil {
 		return err
 	}
@@ -222,14 +227,18 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 		if err := b.moveOut(ctx, slot, settings, freed); err != nil {
 			return err
 		}
-		if outcome, bytes, err = b.store.TruncateSlot(ctx, b.pool, slot.Ring, slot.Slot, settings.Patience); err != nil {
+		if outcome, err = truncate(); err != nil {
+			return err
+		}
+	}
+	if outcome == store.Waiting { // the first time it finds that nothing is needed
+		if outcome, err = truncate(); err != nil {
 			return err
 		}
 	}
 	switch outcome {
 	case store.Truncated:
 		freed.Slots++
-		freed.Bytes += bytes
 	case store.Needed:
 		freed.Needed++
 	case store.Waiting, store.Locked:

@@ -18,6 +18,7 @@ AS $$
 DECLARE
     class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
     state record;
+    tries int := 20;
 BEGIN
     freed := 0;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -76,6 +77,8 @@ BEGIN
               AND a.datname = current_database());  -- others cannot look into it
         UPDATE {schema}.slots s SET unneeded_at = state.unneeded_at, seen = state.seen, waits_for = state.waits_for
         WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+        outcome := 'waiting';  -- for the next call at least, which has no lock on subscriptions
+        RETURN;
     END IF;
     IF {schema}.clock() < state.unneeded_at + patience
        AND EXISTS (SELECT FROM pg_locks l
@@ -89,7 +92,22 @@ BEGIN
         IF ring = 'messages' THEN
             EXECUTE format('TRUNCATE {schema}.%I', 'messages_' || slot);
         ELSE
-            EXECUTE format('TRUNCATE {schema}.%I, {schema}.%I', 'leases_' || slot, 'cursors_' || slot);
+            -- Claims open cursors first, acks leases only, and some open them the other way round: to wait for the second
+            -- lock with the first would be a deadlock.
+            EXECUTE format('LOCK TABLE {schema}.%I', 'cursors_' || slot);
+            LOOP
+                BEGIN
+                    EXECUTE format('LOCK TABLE {schema}.%I NOWAIT', 'leases_' || slot);
+                    EXIT;
+                EXCEPTION WHEN lock_not_available THEN
+                    tries := tries - 1;
+                    IF tries = 0 THEN
+                        RAISE;
+                    END IF;
+                    PERFORM pg_sleep(0.002);
+                END;
+            END LOOP;
+            EXECUTE format('TRUNCATE {schema}.%I, {schema}.%I', 'cursors_' || slot, 'leases_' || slot);
         END IF;
     EXCEPTION WHEN lock_not_available THEN
         freed := 0;
