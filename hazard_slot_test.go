@@ -334,7 +334,9 @@ func truncate(t testing.TB, db *storetest.DB, ring string, moveOut bool, wait ti
 			SELECT CASE $1 WHEN 'leases' THEN {schema}.vacate(s.id, slot::smallint, NULL) ELSE {schema}.vacate(s.id, NULL, slot::smallint) END
 			FROM {schema}.subscriptions s, generate_series(0, 3) slot WHERE slot <> {schema}.current_slot($1)`, ring)
 		if ring == "messages" {
-			exec(t, db, `SELECT {schema}.spill(id) FROM {schema}.subscriptions`)
+			for _, id := range query[[]string](t, db, `SELECT array_agg(id) FROM {schema}.subscriptions`) {
+				exec(t, db, `SELECT {schema}.spill($1)`, id)
+			}
 		}
 	}
 	// Transactions of other tests may have to be waited for, and would hide what goes wrong here.
