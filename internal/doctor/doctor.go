@@ -191,11 +191,12 @@ func (e *examiner) examine(ctx context.Context) {
 	}
 	defer func() { closeConn(e.conn) }()
 	for i, c := range checks {
-		e.current = c.name
 		if ctx.Err() != nil {
+			e.current = "time"
 			e.add(Warning, "run doctor again when the server is less busy", nil, "%d of %d checks were not done: out of time", len(checks)-i, len(checks))
 			return
 		}
+		e.current = c.name
 		if c.needs == needsSchema && !e.schema || c.needs == needsTables && !e.tables {
 			continue // what the check of the schema found is the reason
 		}

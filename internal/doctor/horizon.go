@@ -135,16 +135,9 @@ func (e *examiner) checkWriters(ctx context.Context) error {
 	}
 	e.addMore(Notice, left, "such sessions")
 	if listed == 0 {
-		e.add(OK, "", facts{"writers": writers}, "%s at the moment, none for long", writing(writers))
+		e.add(OK, "", facts{"writers": writers}, "%s at the moment, none for long", verb(writers, "transaction", "writes", "write"))
 	}
 	return nil
-}
-
-func writing(n int) string {
-	if n == 1 {
-		return "1 transaction writes"
-	}
-	return count(n) + " transactions write"
 }
 
 const getPrepared = `

@@ -54,25 +54,19 @@ func lookAtSharing(ctx context.Context, config *pgx.ConnConfig) (s sharing, err 
 	_, prepareErr := first.Prepare(ctx, name, `SELECT 1`)
 
 	// Poolers hand out the session that was used last, or that was not used for longest: with a few others in a
-	// transaction the first one's must be among theirs.
-	for range 4 {
-		other, err := connect(ctx, config)
-		if err != nil {
-			return s, err
-		}
-		defer closeConn(other)
-		tx, err := other.Begin(ctx)
+	// transaction the first one's is among theirs. If another has to wait, and the first has not, sessions are not shared.
+	for range 3 {
+		tx, theirs, end, err := beginAnother(ctx, config)
 		var pgErr *pgconn.PgError
-		if errors.As(err, &pgErr) {
+		switch {
+		case err == nil:
+			defer end()
+		case errors.As(err, &pgErr) && pgErr.Code == "08P01": // protocol_violation: PgBouncer's answer to BEGIN
 			s.shared, s.statements = true, true
 			return s, nil
-		}
-		if err != nil {
-			return s, err
-		}
-		defer rollBack(tx)
-		var theirs int
-		if err := tx.QueryRow(ctx, backendPID).Scan(&theirs); err != nil {
+		case pgErr == nil && errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil:
+			return s, nil
+		default:
 			return s, err
 		}
 		if theirs != before {
@@ -80,7 +74,7 @@ func lookAtSharing(ctx context.Context, config *pgx.ConnConfig) (s sharing, err 
 		}
 		s.shared = true
 		// The first has another session now, or waits for one.
-		brief, cancel := context.WithTimeout(ctx, time.Second)
+		brief, cancel := context.WithTimeout(ctx, pooledWait)
 		defer cancel()
 		var one int
 		s.prepares = prepareErr == nil && first.QueryRow(brief, name).Scan(&one) == nil
@@ -88,6 +82,31 @@ func lookAtSharing(ctx context.Context, config *pgx.ConnConfig) (s sharing, err 
 		return s, nil
 	}
 	return s, nil
+}
+
+// pooledWait is how long a client waits for a session of a pooler's.
+const pooledWait = time.Second
+
+// beginAnother begins a transaction on a connection of its own, and returns who serves it. Call end after it.
+func beginAnother(ctx context.Context, config *pgx.ConnConfig) (tx pgx.Tx, pid int, end func(), err error) {
+	ctx, cancel := context.WithTimeout(ctx, pooledWait)
+	defer cancel()
+	conn, err := connect(ctx, config)
+	if err != nil {
+		return nil, 0, nil, err
+	}
+	tx, err = conn.Begin(ctx)
+	if err == nil {
+		err = tx.QueryRow(ctx, backendPID).Scan(&pid)
+	}
+	if err != nil {
+		closeConn(conn)
+		return nil, 0, nil, err
+	}
+	return tx, pid, func() {
+		rollBack(tx)
+		closeConn(conn)
+	}, nil
 }
 
 // rollBack ends a transaction before its connection is closed, so that the pooler can keep the session.

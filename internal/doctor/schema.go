@@ -76,15 +76,8 @@ func (e *examiner) checkFunctions(ctx context.Context) error {
 		return nil
 	}
 	e.add(Error, fmt.Sprintf("UPDATE %s SET functions_hash = ''; then %s", e.sql("{schema}.log_state"), e.migrateCommand()), facts{"functions": changed},
-		"%s been changed or removed since: %s", functionsHave(len(changed)), strings.Join(changed, ", "))
+		"%s been changed or removed since: %s", hasHave(len(changed), "function"), strings.Join(changed, ", "))
 	return nil
-}
-
-func functionsHave(n int) string {
-	if n == 1 {
-		return "1 function has"
-	}
-	return count(n) + " functions have"
 }
 
 // options are what migrations give tables, and why: a ring's slots are truncated before they need vacuum, and a vacuumed

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"strings"
 	"time"
 
 	"github.com/jackc/pgx/v5"
@@ -182,19 +183,12 @@ func (e *examiner) checkCompression(ctx context.Context) error {
 		for _, table := range c.Without {
 			remedy += e.sql(fmt.Sprintf("ALTER TABLE {schema}.%s ALTER payloads SET COMPRESSION lz4; ", table))
 		}
-		e.add(Notice, remedy[:len(remedy)-1], facts{"slots": c.Without}, "%s of the log not use lz4, which the server has: payloads are compressed with pglz, which takes three times the CPU time",
-			slotsDo(len(c.Without)))
+		e.add(Notice, remedy[:len(remedy)-1], facts{"slots": c.Without}, "slots of the log (%s) are without lz4, which the server has: payloads are compressed with pglz, which takes three times the CPU time",
+			strings.Join(c.Without, ", "))
 	default:
 		e.add(OK, "", nil, "payloads are compressed with lz4")
 	}
 	return nil
-}
-
-func slotsDo(n int) string {
-	if n == 1 {
-		return "1 slot does"
-	}
-	return count(n) + " slots do"
 }
 
 const getCompression = `

@@ -98,7 +98,7 @@ func (e *examiner) checkLag(ctx context.Context) error {
 		if w.Estimated {
 			about = "about "
 		}
-		waiting := fmt.Sprintf("%s%s, the oldest for %s%s", about, waits1(w.Available), span(seconds(w.OldestSeconds)), cost)
+		waiting := fmt.Sprintf("%s%s, the oldest for %s%s", about, waitsWait(w.Available, "message"), span(seconds(w.OldestSeconds)), cost)
 		if s.Never {
 			e.add(severity, fmt.Sprintf("start a consumer; or, if nobody needs it, delete it: curl -X DELETE API/subscriptions/%s", s.ID), f,
 				"nobody has consumed from subscription %s since it was made %s ago: %s", s.ID, span(seconds(s.AgeSeconds)), waiting)
@@ -112,16 +112,9 @@ func (e *examiner) checkLag(ctx context.Context) error {
 			count(looked), counted(subs[0].Total, "subscription"))
 	}
 	if listed == 0 {
-		e.add(OK, "", facts{"subscriptions": looked, "available": waitingInAll}, "%s, none lags; %s in all", counted(looked, "subscription"), waits1(waitingInAll))
+		e.add(OK, "", facts{"subscriptions": looked, "available": waitingInAll}, "%s, none lags; %s in all", counted(looked, "subscription"), waitsWait(waitingInAll, "message"))
 	}
 	return nil
-}
-
-func waits1(n int64) string {
-	if n == 1 {
-		return "1 message waits"
-	}
-	return count(n) + " messages wait"
 }
 
 const getDeadLetters = `
@@ -208,7 +201,7 @@ func (e *examiner) checkLeases(ctx context.Context) error {
 				counted(l.Messages, "message"), l.ID, span(seconds(l.Seconds)), l.Consumer)
 		} else {
 			e.add(Notice, "if that consumer is gone, nobody else gets them before", f,
-				"%s of subscription %s are with consumers for up to %s more, some with %s", counted(l.Messages, "message"), l.ID, span(seconds(l.Seconds)), l.Consumer)
+				"%s with consumers of subscription %s for up to %s more, some with %s", isAre(l.Messages, "message"), l.ID, span(seconds(l.Seconds)), l.Consumer)
 		}
 	}
 	held, err := rows[struct {
@@ -224,7 +217,7 @@ func (e *examiner) checkLeases(ctx context.Context) error {
 			break
 		}
 		e.add(Notice, "see writers for transactions that have acked or nacked and stay open; then fastpubsub cleanup_stuck_messages", facts{"subscription": h.ID, "leases": h.N},
-			"%s of subscription %s had expired while a transaction had them locked; they are tried again", counted(h.N, "lease"), h.ID)
+			"%s expired that a transaction has locked, or had, of subscription %s: the messages wait until it ends", hasHave(h.N, "lease"), h.ID)
 	}
 	if len(leases)+len(held) == 0 {
 		e.add(OK, "", nil, "no lease is held for long")
@@ -308,8 +301,6 @@ func (e *examiner) checkOrphans(ctx context.Context) error {
 		return nil
 	}
 	e.add(Notice, "fastpubsub cleanup_stuck_messages", facts{"subscriptions": o.Subscriptions, "deliveries": o.Deliveries, "held_leases": o.Leases},
-		"%s have left %s in deliveries, and %s", deleted(o.Subscriptions), counted(o.Deliveries, "message"), counted(o.Leases, "locked lease"))
+		"%s left %s in deliveries, and %s", hasHave(o.Subscriptions, "deleted subscription"), counted(o.Deliveries, "message"), counted(o.Leases, "locked lease"))
 	return nil
 }
-
-func deleted(n int) string { return count(n) + " deleted subscriptions" }

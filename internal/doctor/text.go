@@ -77,6 +77,18 @@ func counted[N int | int32 | int64](n N, noun string) string {
 	return count(n) + " " + noun + "s"
 }
 
+// isAre, hasHave and waitsWait are counted with a verb.
+func isAre[N int | int64](n N, noun string) string     { return verb(n, noun, "is", "are") }
+func hasHave[N int | int64](n N, noun string) string   { return verb(n, noun, "has", "have") }
+func waitsWait[N int | int64](n N, noun string) string { return verb(n, noun, "waits", "wait") }
+
+func verb[N int | int64](n N, noun, one, many string) string {
+	if n != 1 {
+		one = many
+	}
+	return counted(n, noun) + " " + one
+}
+
 // size writes bytes in the largest unit of which there is one.
 func size(bytes int64) string {
 	units := []string{"B", "KiB", "MiB", "GiB", "TiB"}
@@ -96,8 +108,10 @@ func span(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "-" + span(-d)
+	case d < 100*time.Millisecond:
+		return fmt.Sprintf("%.2g ms", float64(d)/float64(time.Millisecond))
 	case d < time.Second:
-		return fmt.Sprintf("%.3g ms", float64(d)/float64(time.Millisecond))
+		return fmt.Sprintf("%d ms", d.Milliseconds())
 	case d < 10*time.Second:
 		return fmt.Sprintf("%.2g s", d.Seconds())
 	case d < 2*time.Minute:
