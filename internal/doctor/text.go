@@ -26,7 +26,7 @@ func (r *Report) WriteText(w io.Writer) error {
 		}
 	}
 	if len(parts) == 0 {
-		parts = []string{"nothing to say"}
+		parts = []string{"nothing to mend"}
 	}
 	fmt.Fprintf(&b, "\n%s (schema %s, %.1f s)\n", strings.Join(parts, ", "), r.Schema, r.TookSeconds)
 	_, err := io.WriteString(w, b.String())
