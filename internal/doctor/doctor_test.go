@@ -353,7 +353,7 @@ func TestConnectionsShort(t *testing.T) {
 			_ = conn.Close(context.Background())
 		}
 	}()
-	for range 14 {
+	for range 15 {
 		conn, err := pgx.Connect(t.Context(), db.URL)
 		if err != nil {
 			t.Fatal(err)

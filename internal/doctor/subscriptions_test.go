@@ -144,9 +144,7 @@ func TestVacuum(t *testing.T) {
 	publish(t, broker, 200)
 	nack(t, broker, consume(t, broker, 200))
 	nack(t, broker, consume(t, broker, 200))
-	if n, err := broker.Purge(t.Context(), "s", nil); n != 0 || err != nil {
-		t.Log(n, err)
-	}
+	db.Pool.Reset() // PostgreSQL 14 counts what an idle session did when it ends
 	var f doctor.Finding
 	waitFor(t, func() bool { // statistics come late
 		var ok bool
@@ -158,25 +156,36 @@ func TestVacuum(t *testing.T) {
 	}
 	_, vacuum, _ := strings.Cut(f.Remedy, "; then ")
 	execSQL(t, db, strings.TrimSuffix(vacuum, ";"))
+	db.Pool.Reset()
 	waitFor(t, func() bool {
 		f, ok := find(examine(t, db, limits(doctor.Limits{Dead: 100})), "vacuum", "deliveries has ", "it was vacuumed ")
 		return ok && f.Severity == doctor.OK
 	})
 }
 
+// The server is the test's own, since anybody's snapshot keeps VACUUM from its work.
 func TestBloat(t *testing.T) {
 	t.Parallel()
-	db := storetest.New(t)
+	_, db := storetest.NewServer(t, nil)
 	db.SkipInvariants()
 	execSQL(t, db, "ALTER TABLE {schema}.deliveries SET (autovacuum_enabled = off)")
 	execSQL(t, db, "INSERT INTO {schema}.deliveries (xid, seq, next_at, created_at, sub, attempts, state, payload) "+
 		"SELECT 3, i, now(), now(), 1000, 1, 'available', repeat('x', 1500) FROM generate_series(1, 50000) i")
 	execSQL(t, db, "DELETE FROM {schema}.deliveries WHERE seq % 10 < 9 AND seq < 49990")
-	execSQL(t, db, "ANALYZE {schema}.deliveries")
-	for _, sql := range []string{"VACUUM {schema}.deliveries", "ANALYZE {schema}.deliveries"} {
-		execSQL(t, db, sql)
+	db.Pool.Reset()
+	var report *doctor.Report
+	wait := func(text string) { // statistics come late, and must have come before VACUUM reports its own
+		t.Helper()
+		waitFor(t, func() bool {
+			report = examine(t, db)
+			_, ok := find(report, "vacuum", text)
+			return ok
+		})
 	}
-	report := examine(t, db)
+	wait("44,990 dead")
+	execSQL(t, db, "VACUUM {schema}.deliveries")
+	execSQL(t, db, "ANALYZE {schema}.deliveries")
+	wait(" would do")
 	want(t, report, "vacuum", doctor.Notice, "the space will be used again", " would do")
 	want(t, report, "options", doctor.Warning, db.SQL("ALTER TABLE {schema}.deliveries RESET (autovacuum_enabled);"), "autovacuum is off for deliveries")
 }
