@@ -218,12 +218,13 @@ func (e *examiner) run(ctx context.Context, c check) {
 	case errors.As(err, &pgErr) && pgErr.Code == "42501": // insufficient_privilege
 		e.add(Warning, e.grants(), nil, "could not be looked at: %s", pgErr.Message)
 	case check.Err() != nil:
-		e.add(Warning, "see what the server is busy with: SELECT pid, state, wait_event, query FROM pg_stat_activity", nil,
-			"could not be looked at within %s", span(e.limits.Check))
+		e.add(Warning, busyRemedy, nil, "could not be looked at within %s", span(e.limits.Check))
 	default:
 		e.add(Warning, "", nil, "could not be looked at: %v", err)
 	}
 }
+
+const busyRemedy = "see what the server is busy with: SELECT pid, state, wait_event, query FROM pg_stat_activity"
 
 // grants lets the role read the schema.
 func (e *examiner) grants() string {
@@ -282,6 +283,22 @@ func rows[T any](ctx context.Context, e *examiner, query string, args ...any) ([
 func row[T any](ctx context.Context, e *examiner, query string, args ...any) (T, error) {
 	r, _ := e.conn.Query(ctx, e.sql(query), args...) // CollectExactlyOneRow reports Query's error
 	return pgx.CollectExactlyOneRow(r, pgx.RowToStructByPos[T])
+}
+
+// useIndexes is for the time of a transaction. The ring has no statistics, and a plan that reads all of it takes for ever.
+const useIndexes = `
+SELECT set_config('enable_seqscan', 'off', true), set_config('enable_bitmapscan', 'off', true), set_config('jit', 'off', true)`
+
+// indexed is rows for a query that looks into large tables, by their indexes. It is one round trip, and one transaction,
+// which every pooler lets through.
+func indexed[T any](ctx context.Context, e *examiner, query string, args ...any) (all []T, err error) {
+	batch := &pgx.Batch{}
+	batch.Queue(useIndexes)
+	batch.Queue(e.sql(query), args...).Query(func(r pgx.Rows) error {
+		all, err = pgx.CollectRows(r, pgx.RowToStructByPos[T])
+		return err
+	})
+	return all, e.conn.SendBatch(ctx, batch).Close()
 }
 
 // most is how many findings of one kind are listed; the others are counted.

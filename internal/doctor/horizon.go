@@ -22,14 +22,15 @@ type session struct {
 }
 
 // getSessions finds snapshots that hold back vacuum in this database (those of a standby do in all), and transactions
-// that write, which count in the whole cluster. Autovacuum's own do neither.
+// that write, which count in the whole cluster. Autovacuum's own do neither; parallel
+// workers are seen with their leader.
 const getSessions = `
 SELECT a.pid, coalesce(a.datname::text, '-'), coalesce(a.usename::text, '-'), coalesce(nullif(a.application_name, ''), '-'),
        coalesce(a.state, a.backend_type), coalesce(age(a.backend_xmin)::bigint, 0), coalesce(age(a.backend_xid)::bigint, 0),
        coalesce(extract(epoch FROM clock_timestamp() - a.xact_start)::float8, 0),
        CASE WHEN a.state LIKE 'idle in transaction%' THEN extract(epoch FROM clock_timestamp() - a.state_change)::float8 ELSE 0 END
 FROM pg_stat_activity a
-WHERE a.pid <> pg_backend_pid() AND a.backend_type <> 'autovacuum worker'
+WHERE a.pid <> pg_backend_pid() AND a.backend_type NOT IN ('autovacuum worker', 'parallel worker')
   AND (a.backend_xid IS NOT NULL
        OR a.backend_xmin IS NOT NULL AND (a.datname = current_database() OR a.backend_type = 'walsender'))
 ORDER BY a.xact_start NULLS FIRST, a.pid`

@@ -60,18 +60,13 @@ SELECT s.id,
                WHERE m.topic_num = s.topic_num AND (m.xid, m.base) >= (c.xid, c.seq & ~65535::bigint) AND (m.xid, m.base + m.n - 1) > (c.xid, c.seq))
        OR EXISTS (SELECT FROM unnest(c.late_xids, c.late_seqs) l(xid, seq)
                   JOIN {schema}.messages_%[1]d m ON m.topic_num = s.topic_num AND m.xid = l.xid AND m.base + m.n - 1 > l.seq) AS unread,
-       EXISTS (SELECT FROM {schema}.leases l
+       EXISTS (SELECT FROM ` + openLeases + ` l
                JOIN {schema}.messages_%[1]d m ON m.topic_num = s.topic_num AND (m.xid, m.base) >= (l.first_xid, l.first_seq & ~65535::bigint)
                     AND (m.xid, m.base) <= (l.last_xid, l.last_seq) AND int8range(m.base, m.base + m.n) && l.remaining
-               WHERE l.sub = s.num AND NOT isempty(l.remaining) AND {open}) AS leased
+               WHERE NOT isempty(l.remaining)) AS leased
 FROM {schema}.subscriptions s
 CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
 ORDER BY s.id`
-
-// open is the condition for a lease l of a subscription with the newest cursor c that was not swept yet.
-const open = `(l.deadline > '-infinity' AND l.deadline > c.swept_to
-    OR EXISTS (SELECT FROM {schema}.held_leases h
-               WHERE h.sub = l.sub AND h.kind = l.kind AND h.first_xid = l.first_xid AND h.first_seq = l.first_seq AND h.slot = l.slot))`
 
 // checkMessageSlots looks at the ring of the log.
 func (e *examiner) checkMessageSlots(ctx context.Context) error {
@@ -118,14 +113,14 @@ func (e *examiner) checkMessageSlot(ctx context.Context, s slot, current int, se
 	if err != nil {
 		return err
 	}
-	readers, err := rows[struct {
+	readers, err := indexed[struct {
 		ID             string
 		Unread, Leased bool
-	}](ctx, e, strings.ReplaceAll(fmt.Sprintf(getReaders, s.Number), "{open}", open))
+	}](ctx, e, fmt.Sprintf(getReaders, s.Number))
 	if err != nil {
 		return err
 	}
-	var unread, leased, snapshots []string
+	unread, leased, snapshots := []string{}, []string{}, []string{}
 	for _, r := range readers {
 		if r.Unread {
 			unread = append(unread, r.ID)
@@ -144,7 +139,7 @@ func (e *examiner) checkMessageSlot(ctx context.Context, s slot, current int, se
 	keep.add("leased by subscription", leased, "wait for their acks, or run fastpubsub cleanup_stuck_messages")
 	keep.add("seen by the older snapshot of", snapshots, "see horizon")
 	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "oldest_seconds": ends.Oldest, "newest_seconds": ends.Newest,
-		"unread_by": unread, "leased_by": leased, "snapshots": snapshots}
+		"unread_by": some(unread), "leased_by": some(leased), "snapshots": some(snapshots)}
 	text := fmt.Sprintf("slot %s of the log: %s", slotName(s.Number, current), size(s.Bytes))
 	if ends.Oldest >= 0 {
 		text += ", oldest message " + span(seconds(ends.Oldest))
@@ -171,6 +166,9 @@ func (r *reasons) add(why string, names []string, remedy string) {
 	r.texts = append(r.texts, text)
 	r.remedies = append(r.remedies, remedy)
 }
+
+// some keeps a list of facts from being endless.
+func some(names []string) []string { return names[:min(len(names), 100)] }
 
 // addSlot judges a slot that is not empty. The current one is what it is.
 func (e *examiner) addSlot(s slot, current int, age time.Duration, f facts, text string, keep reasons) {
@@ -199,7 +197,7 @@ func (e *examiner) addSlot(s slot, current int, age time.Duration, f facts, text
 // getHolders has the subscriptions that still need a slot of leases: for leases that are open or not yet counted, or
 // because their newest cursor is there, which moves when they are consumed from.
 const getHolders = `
-SELECT s.id, EXISTS (SELECT FROM {schema}.leases_%[1]d l WHERE l.sub = s.num AND {open}) AS leases, c.slot = %[1]d
+SELECT s.id, EXISTS (SELECT FROM ` + openLeases + ` l WHERE l.slot = %[1]d) AS leases, c.slot = %[1]d
 FROM {schema}.subscriptions s
 CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
 ORDER BY s.id`
@@ -233,14 +231,14 @@ func (e *examiner) checkLeaseSlot(ctx context.Context, s slot, current int) erro
 	if err != nil {
 		return err
 	}
-	holders, err := rows[struct {
+	holders, err := indexed[struct {
 		ID             string
 		Leases, Cursor bool
-	}](ctx, e, strings.ReplaceAll(fmt.Sprintf(getHolders, s.Number), "{open}", open))
+	}](ctx, e, fmt.Sprintf(getHolders, s.Number))
 	if err != nil {
 		return err
 	}
-	var leases, cursors []string
+	leases, cursors := []string{}, []string{}
 	for _, h := range holders {
 		if h.Leases {
 			leases = append(leases, h.ID)
@@ -252,7 +250,7 @@ func (e *examiner) checkLeaseSlot(ctx context.Context, s slot, current int) erro
 	var keep reasons
 	keep.add("leases that are open or not yet counted, of subscription", leases, "wait for their acks, or run fastpubsub cleanup_stuck_messages")
 	keep.add("the state of subscription", cursors, "consume from them, or delete those that nobody needs")
-	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "earliest_deadline_seconds_ago": oldest.Seconds, "leases_of": leases, "cursors_of": cursors}
+	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "earliest_deadline_seconds_ago": oldest.Seconds, "leases_of": some(leases), "cursors_of": some(cursors)}
 	text := fmt.Sprintf("slot %s of leases and cursors: %s", slotName(s.Number, current), size(s.Bytes))
 	if oldest.Seconds > 0 {
 		text += ", earliest deadline " + span(seconds(oldest.Seconds)) + " ago"

@@ -9,7 +9,7 @@ import (
 // getBehind has the subscriptions whose cursors are furthest back first. One was consumed from if it has leases, or some
 // were swept, or what was due was handed out.
 const getBehind = `
-SELECT s.id, t.id, extract(epoch FROM {schema}.clock() - s.created_at)::float8, s.filter_path IS NOT NULL,
+SELECT s.id, t.id, extract(epoch FROM {schema}.clock() - s.created_at)::float8,
        c.swept_to = '-infinity' AND c.due_to = '-infinity' AND NOT EXISTS (SELECT FROM {schema}.leases l WHERE l.sub = s.num),
        (SELECT count(*) FROM {schema}.subscriptions)::int
 FROM {schema}.subscriptions s
@@ -22,99 +22,143 @@ const getWaiting = `
 SELECT available, delayed, estimated, coalesce(extract(epoch FROM now_at - oldest_at)::float8, 0)
 FROM {schema}.metrics($1) WHERE now_at IS NOT NULL`
 
-// getFirstSlot has the slot of the first message of the log that a subscription has not looked at.
-const getFirstSlot = `
-SELECT coalesce((
-    SELECT m.slot::int
-    FROM {schema}.subscriptions s
-    CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
-    JOIN {schema}.messages m ON m.topic_num = s.topic_num AND (m.xid, m.base) >= (c.xid, c.seq & ~65535::bigint)
-                            AND (m.xid, m.base + m.n - 1) > (c.xid, c.seq)
-    WHERE s.id = $1
+// getFirst has the first message of the log that a subscription has not looked at, and how large its slot is.
+const getFirst = `
+SELECT m.slot::int, extract(epoch FROM {schema}.clock() - m.created_at)::float8, pg_total_relation_size(m.tableoid)
+FROM {schema}.subscriptions s
+CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
+CROSS JOIN LATERAL (
+    SELECT m.slot, m.created_at, m.tableoid::regclass AS tableoid FROM {schema}.messages m
+    WHERE m.topic_num = s.topic_num AND (m.xid, m.base) >= (c.xid, c.seq & ~65535::bigint) AND (m.xid, m.base + m.n - 1) > (c.xid, c.seq)
     ORDER BY m.xid, m.base
-    LIMIT 1), -1)`
+    LIMIT 1
+) m
+WHERE s.id = $1`
+
+// A reader is a subscription, seen as what reads the log.
+type reader struct {
+	ID, Topic  string
+	AgeSeconds float64
+	Never      bool // consumed from
+	Total      int  // subscriptions
+}
+
+// A waiting is what waits for a subscription.
+type waiting struct {
+	Available, Delayed int64
+	Estimated          bool
+	OldestSeconds      float64
+}
+
+// first is the first message that a subscription has not looked at.
+type first struct {
+	Slot       int
+	AgeSeconds float64
+	Bytes      int64 // of the slot
+}
 
 // checkLag looks for subscriptions whose messages wait for long.
 func (e *examiner) checkLag(ctx context.Context) error {
-	subs, err := rows[struct {
-		ID, Topic  string
-		AgeSeconds float64
-		Filtered   bool
-		Never      bool
-		Total      int
-	}](ctx, e, getBehind)
+	subs, err := indexed[reader](ctx, e, getBehind)
 	if err != nil {
 		return err
 	}
-	listed, left, looked := 0, 0, 0
-	var waitingInAll int64
+	listed, left, looked, uncounted, inAll := 0, 0, 0, 0, int64(0)
 	for _, s := range subs {
-		if deadline, _ := ctx.Deadline(); time.Until(deadline) < e.limits.Check/4 {
+		if deadline, _ := ctx.Deadline(); time.Until(deadline) < e.limits.Check/3 {
 			break
 		}
 		looked++
-		waits, err := rows[struct {
-			Available, Delayed int64
-			Estimated          bool
-			OldestSeconds      float64
-		}](ctx, e, getWaiting, s.ID)
+		firsts, err := indexed[first](ctx, e, getFirst, s.ID)
 		if err != nil {
 			return err
 		}
-		if len(waits) == 0 { // deleted meanwhile
-			continue
+		w, counted, err := e.countWaiting(ctx, s.ID)
+		if err != nil {
+			return err
 		}
-		w := waits[0]
-		waitingInAll += w.Available
-		severity := OK
-		if w.Available > w.Delayed {
-			switch oldest := seconds(w.OldestSeconds); {
-			case oldest >= e.limits.LagWarning:
-				severity = Warning
-			case oldest >= e.limits.LagNotice:
-				severity = Notice
+		if !counted {
+			uncounted++
+			if len(firsts) > 0 {
+				w.OldestSeconds = firsts[0].AgeSeconds
 			}
 		}
-		if severity == OK {
-			continue
+		inAll += w.Available
+		severity := OK
+		if w.Available > w.Delayed || !counted {
+			severity = e.lagSeverity(seconds(w.OldestSeconds))
 		}
-		if listed == most {
+		switch {
+		case severity == OK:
+		case listed == most:
 			left++
-			continue
-		}
-		listed++
-		slot, err := row[struct{ Slot int }](ctx, e, getFirstSlot, s.ID)
-		if err != nil {
-			return err
-		}
-		f := facts{"subscription": s.ID, "topic": s.Topic, "available": w.Available, "available_estimated": w.Estimated, "delayed": w.Delayed,
-			"oldest_age_seconds": w.OldestSeconds, "never_consumed": s.Never}
-		cost := ""
-		if slot.Slot >= 0 {
-			f["slot"] = slot.Slot
-			cost = fmt.Sprintf("; slot %d of the log is kept for it", slot.Slot)
-		}
-		about := ""
-		if w.Estimated {
-			about = "about "
-		}
-		waiting := fmt.Sprintf("%s%s, the oldest for %s%s", about, waitsWait(w.Available, "message"), span(seconds(w.OldestSeconds)), cost)
-		if s.Never {
-			e.add(severity, fmt.Sprintf("start a consumer; or, if nobody needs it, delete it: curl -X DELETE API/subscriptions/%s", s.ID), f,
-				"nobody has consumed from subscription %s since it was made %s ago: %s", s.ID, span(seconds(s.AgeSeconds)), waiting)
-		} else {
-			e.add(severity, "see whether its consumers run; more of them, or larger batches, are faster", f, "subscription %s lags: %s", s.ID, waiting)
+		default:
+			listed++
+			e.addLag(severity, s, w, counted, firsts)
 		}
 	}
 	e.addMore(Notice, left, "subscriptions that lag")
-	if total := len(subs); total > 0 && looked < subs[0].Total {
+	if uncounted > 0 {
+		e.add(Warning, busyRemedy, facts{"subscriptions": uncounted}, "what waits for %s could not be counted within %s", counted(uncounted, "subscription"), span(e.limits.Check/5))
+	}
+	if len(subs) > 0 && looked < subs[0].Total {
 		e.add(Notice, "", facts{"looked_at": looked, "subscriptions": subs[0].Total}, "there was time for %s of %s, those that are furthest behind first",
 			count(looked), counted(subs[0].Total, "subscription"))
 	}
-	if listed == 0 {
-		e.add(OK, "", facts{"subscriptions": looked, "available": waitingInAll}, "%s, none lags; %s in all", counted(looked, "subscription"), waitsWait(waitingInAll, "message"))
+	if listed+uncounted == 0 {
+		e.add(OK, "", facts{"subscriptions": looked, "available": inAll}, "%s, none lags; %s in all", counted(looked, "subscription"), waitsWait(inAll, "message"))
 	}
 	return nil
+}
+
+// countWaiting counts for a part of the check's time, and says whether that was enough. A backlog that takes longer must
+// not keep doctor from speaking of it.
+func (e *examiner) countWaiting(ctx context.Context, id string) (w waiting, counted bool, err error) {
+	brief, cancel := context.WithTimeout(ctx, e.limits.Check/5)
+	defer cancel()
+	all, err := rows[waiting](brief, e, getWaiting, id)
+	switch {
+	case err == nil && len(all) == 0: // deleted meanwhile
+		return w, true, nil
+	case err == nil:
+		return all[0], true, nil
+	case brief.Err() != nil && ctx.Err() == nil:
+		return w, false, e.connect(ctx)
+	}
+	return w, false, err
+}
+
+func (e *examiner) lagSeverity(oldest time.Duration) Severity {
+	switch {
+	case oldest >= e.limits.LagWarning:
+		return Warning
+	case oldest >= e.limits.LagNotice:
+		return Notice
+	}
+	return OK
+}
+
+func (e *examiner) addLag(severity Severity, s reader, w waiting, isCounted bool, firsts []first) {
+	f := facts{"subscription": s.ID, "topic": s.Topic, "oldest_seconds": w.OldestSeconds, "never_consumed": s.Never}
+	text := "more messages wait than can be counted in " + span(e.limits.Check/5)
+	if isCounted {
+		f["available"], f["available_estimated"], f["delayed"] = w.Available, w.Estimated, w.Delayed
+		text = waitsWait(w.Available, "message")
+		if w.Estimated {
+			text = "about " + text
+		}
+	}
+	text += ", the oldest for " + span(seconds(w.OldestSeconds))
+	if len(firsts) > 0 {
+		f["slot"], f["slot_bytes"] = firsts[0].Slot, firsts[0].Bytes
+		text += fmt.Sprintf("; slot %d of the log, %s, is kept for it", firsts[0].Slot, size(firsts[0].Bytes))
+	}
+	if s.Never {
+		e.add(severity, fmt.Sprintf("start a consumer; or, if nobody needs it, delete it: curl -X DELETE API/subscriptions/%s", s.ID), f,
+			"nobody has consumed from subscription %s since it was made %s ago: %s", s.ID, span(seconds(s.AgeSeconds)), text)
+	} else {
+		e.add(severity, "see whether its consumers run; more of them, or larger batches, are faster", f, "subscription %s lags: %s", s.ID, text)
+	}
 }
 
 const getDeadLetters = `
@@ -129,7 +173,7 @@ ORDER BY d.n DESC, s.id`
 
 // checkDeadLetters counts them.
 func (e *examiner) checkDeadLetters(ctx context.Context) error {
-	queues, err := rows[struct {
+	queues, err := indexed[struct {
 		ID            string
 		N             int64
 		OldestSeconds float64
@@ -157,6 +201,21 @@ func (e *examiner) checkDeadLetters(ctx context.Context) error {
 	return nil
 }
 
+// openLeases are the leases of a subscription s with the newest cursor c that were not swept yet: those that sweep will look
+// at, and those that it could not.
+const openLeases = `(
+    SELECT l.* FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to
+    UNION ALL
+    SELECT l.* FROM {schema}.held_leases h
+    CROSS JOIN LATERAL (
+        SELECT l.* FROM {schema}.leases l
+        WHERE l.sub = h.sub AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
+          AND l.slot = h.slot AND l.deadline <= c.swept_to
+        LIMIT 1
+    ) l
+    WHERE h.sub = s.num
+)`
+
 // getLeases has what is leased, and nobody has looked at since its deadline, or whose deadline is far away.
 const getLeases = `
 SELECT s.id, l.deadline < {schema}.clock(), sum(l.n)::bigint, max(abs(extract(epoch FROM {schema}.clock() - l.deadline)))::float8, min(l.consumer)
@@ -179,7 +238,7 @@ SELECT s.id, count(*) FROM {schema}.held_leases h JOIN {schema}.subscriptions s 
 
 // checkLeases looks for messages that consumers have had for too long.
 func (e *examiner) checkLeases(ctx context.Context) error {
-	leases, err := rows[struct {
+	leases, err := indexed[struct {
 		ID       string
 		Passed   bool
 		Messages int64
@@ -289,13 +348,14 @@ WHERE subs.sub IS NOT NULL AND NOT EXISTS (SELECT FROM {schema}.subscriptions s 
 
 // checkOrphans looks for what deleted subscriptions have left, but for the log, which goes by the slot.
 func (e *examiner) checkOrphans(ctx context.Context) error {
-	o, err := row[struct {
+	all, err := indexed[struct {
 		Subscriptions      int
 		Deliveries, Leases int64
 	}](ctx, e, getOrphans)
 	if err != nil {
 		return err
 	}
+	o := all[0]
 	if o.Subscriptions == 0 && o.Leases == 0 {
 		e.add(OK, "", nil, "deleted subscriptions have left nothing")
 		return nil
