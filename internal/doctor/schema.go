@@ -80,8 +80,8 @@ func (e *examiner) checkFunctions(ctx context.Context) error {
 	return nil
 }
 
-// options are what migrations give tables, and why: a ring's slots are truncated before they need vacuum, and a vacuumed
-// empty one flips plans; room in the pages of leases keeps acks HOT.
+// getOptions has the options that migrations gave to tables. A ring's slots are truncated before they need vacuum, and a
+// vacuumed empty one flips plans; room in the pages of leases keeps acks HOT.
 const getOptions = `
 SELECT c.relname::text, coalesce(c.reloptions, '{}'), t.oid IS NOT NULL, coalesce(t.reloptions, '{}')
 FROM pg_class c LEFT JOIN pg_class t ON t.oid = c.reltoastrelid
@@ -102,8 +102,8 @@ func (e *examiner) checkOptions(ctx context.Context) error {
 	wrong := 0
 	for _, t := range tables {
 		var missing []string
-		want := func(options []string, text string, any ...string) {
-			if !slices.ContainsFunc(any, func(option string) bool { return slices.Contains(options, option) }) {
+		want := func(options []string, text string, spellings ...string) {
+			if !slices.ContainsFunc(spellings, func(option string) bool { return slices.Contains(options, option) }) {
 				missing = append(missing, text)
 			}
 		}

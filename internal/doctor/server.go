@@ -165,6 +165,14 @@ func (e *examiner) checkVisibility(context.Context) error {
 	return nil
 }
 
+const getCompression = `
+SELECT (SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'),
+       ARRAY(SELECT c.relname::text FROM pg_inherits i
+             JOIN pg_class c ON c.oid = i.inhrelid
+             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'payloads'
+             WHERE i.inhparent = '{schema}.messages'::regclass AND a.attcompression <> 'l'
+             ORDER BY c.relname)`
+
 // checkCompression looks at how the log's payloads are compressed.
 func (e *examiner) checkCompression(ctx context.Context) error {
 	c, err := row[struct {
@@ -190,11 +198,3 @@ func (e *examiner) checkCompression(ctx context.Context) error {
 	}
 	return nil
 }
-
-const getCompression = `
-SELECT (SELECT 'lz4' = ANY (enumvals) FROM pg_settings WHERE name = 'default_toast_compression'),
-       ARRAY(SELECT c.relname::text FROM pg_inherits i
-             JOIN pg_class c ON c.oid = i.inhrelid
-             JOIN pg_attribute a ON a.attrelid = c.oid AND a.attname = 'payloads'
-             WHERE i.inhparent = '{schema}.messages'::regclass AND a.attcompression <> 'l'
-             ORDER BY c.relname)`

@@ -69,32 +69,32 @@ func (e *examiner) checkLag(ctx context.Context) error {
 			break
 		}
 		looked++
-		firsts, err := indexed[first](ctx, e, getFirst, s.ID)
+		w, isCounted, err := e.countWaiting(ctx, s.ID)
 		if err != nil {
 			return err
 		}
-		w, counted, err := e.countWaiting(ctx, s.ID)
-		if err != nil {
-			return err
+		severity := e.lagSeverity(w)
+		var firsts []first
+		if !isCounted || severity > OK && listed < most {
+			if firsts, err = indexed[first](ctx, e, getFirst, s.ID); err != nil {
+				return err
+			}
 		}
-		if !counted {
+		if !isCounted {
 			uncounted++
 			if len(firsts) > 0 {
-				w.OldestSeconds = firsts[0].AgeSeconds
+				w = waiting{Available: 1, OldestSeconds: firsts[0].AgeSeconds} // at least
+				severity = e.lagSeverity(w)
 			}
 		}
 		inAll += w.Available
-		severity := OK
-		if w.Available > w.Delayed || !counted {
-			severity = e.lagSeverity(seconds(w.OldestSeconds))
-		}
 		switch {
 		case severity == OK:
 		case listed == most:
 			left++
 		default:
 			listed++
-			e.addLag(severity, s, w, counted, firsts)
+			e.addLag(severity, s, w, isCounted, firsts)
 		}
 	}
 	e.addMore(Notice, left, "subscriptions that lag")
@@ -128,8 +128,11 @@ func (e *examiner) countWaiting(ctx context.Context, id string) (w waiting, coun
 	return w, false, err
 }
 
-func (e *examiner) lagSeverity(oldest time.Duration) Severity {
-	switch {
+// lagSeverity judges what waits, but for what waits for its backoff.
+func (e *examiner) lagSeverity(w waiting) Severity {
+	switch oldest := seconds(w.OldestSeconds); {
+	case w.Available <= w.Delayed:
+		return OK
 	case oldest >= e.limits.LagWarning:
 		return Warning
 	case oldest >= e.limits.LagNotice:
