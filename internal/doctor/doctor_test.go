@@ -13,6 +13,7 @@ import (
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/internal/doctor"
+	"github.com/fastpubsub/fastpubsub/store"
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
@@ -271,10 +272,10 @@ func TestSchemaVersions(t *testing.T) {
 		remedy   string
 		text     string
 	}{
-		{"version = 1", doctor.Error, migrate, "has version 1, this binary needs 2"},
-		{"version = 99, oldest_binary = 98", doctor.Error, "use the newer binary", "serves binaries from version 98 on, this one has 2"},
-		{"version = 99, oldest_binary = 1", doctor.Notice, "use the newer binary", "this binary knows 2, and may use it"},
-		{"version = 2, functions_hash = ''", doctor.Warning, migrate, "functions are those of another build"},
+		{fmt.Sprint("version = ", store.Version-1), doctor.Error, migrate, fmt.Sprintf("has version %d, this binary needs %d", store.Version-1, store.Version)},
+		{"version = 99, oldest_binary = 98", doctor.Error, "use the newer binary", fmt.Sprint("serves binaries from version 98 on, this one has ", store.Version)},
+		{"version = 99, oldest_binary = 1", doctor.Notice, "use the newer binary", fmt.Sprintf("this binary knows %d, and may use it", store.Version)},
+		{fmt.Sprintf("version = %d, functions_hash = ''", store.Version), doctor.Warning, migrate, "functions are those of another build"},
 	} {
 		execSQL(t, db, "UPDATE {schema}.log_state SET "+test.set)
 		want(t, examine(t, db), "schema", test.severity, test.remedy, test.text)
