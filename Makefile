@@ -2,7 +2,7 @@
 
 .PHONY: help
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-16s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## Build ./fastpubsub
@@ -11,6 +11,10 @@ build: ## Build ./fastpubsub
 .PHONY: test
 test: ## Run the tests
 	go test ./...
+
+.PHONY: test-postgres-all
+test-postgres-all: ## Run the short tests on PostgreSQL 14, 15, 16, 17 and 18, which are downloaded once
+	FASTPUBSUB_TEST_VERSIONS='14 15 16 17 18' .ci/run versions
 
 .PHONY: lint
 lint: ## Run gofmt, go vet and staticcheck

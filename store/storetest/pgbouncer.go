@@ -29,6 +29,12 @@ const PgBouncerConnections = 4
 // It skips the test where PgBouncer is not installed, unless FASTPUBSUB_TEST_REQUIRE_PGBOUNCER is set.
 func NewPgBouncer(tb testing.TB, db *DB) string {
 	tb.Helper()
+	return NewPgBouncerMode(tb, db, "transaction")
+}
+
+// NewPgBouncerMode is NewPgBouncer in another pool_mode: session or statement.
+func NewPgBouncerMode(tb testing.TB, db *DB, mode string) string {
+	tb.Helper()
 	program, err := exec.LookPath("pgbouncer")
 	if err != nil { // Debian has it where only root's PATH leads
 		program, err = exec.LookPath("/usr/sbin/pgbouncer")
@@ -43,7 +49,7 @@ func NewPgBouncer(tb testing.TB, db *DB) string {
 	}
 	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
 	defer cancel()
-	address, files, err := configurePgBouncer(db.URL)
+	address, files, err := configurePgBouncer(db.URL, mode)
 	if err != nil {
 		tb.Fatalf("storetest: %v", err)
 	}
@@ -82,7 +88,7 @@ const (
 )
 
 // configurePgBouncer returns the address of a PgBouncer for the database at server, and its configuration.
-func configurePgBouncer(server string) (address string, files map[string]string, err error) {
+func configurePgBouncer(server, mode string) (address string, files map[string]string, err error) {
 	config, err := pgconn.ParseConfig(server)
 	if err != nil {
 		return "", nil, err
@@ -109,13 +115,13 @@ unix_socket_dir =
 auth_type = scram-sha-256
 auth_file = %s
 server_tls_sslmode = prefer
-pool_mode = transaction
+pool_mode = %s
 default_pool_size = %d
 ignore_startup_parameters = search_path
 log_connections = 0
 log_disconnections = 0
 log_stats = 0
-`, port, pgBouncerUsers, PgBouncerConnections)
+`, port, pgBouncerUsers, mode, PgBouncerConnections)
 	a := url.URL{
 		Scheme: "postgres", User: url.UserPassword(user, password),
 		Host: fmt.Sprintf("127.0.0.1:%d", port), Path: "/" + database, RawQuery: "sslmode=disable",
