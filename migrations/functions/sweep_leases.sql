@@ -18,6 +18,7 @@ AS $$
 DECLARE
     max_messages CONSTANT int := 100;
     max_leases   CONSTANT int := 1000;
+    n_leases     int := max_messages;
     due          record;
     held         record;
     n_held       int;
@@ -53,32 +54,36 @@ BEGIN
     END IF;
 
     -- Leases with the same deadline are taken together, so that the next look can begin behind it. What was emptied cannot
-    -- change any more, so its row need not be locked.
-    SELECT count(*) AS n, max(l.deadline) AS upto, coalesce(sum(l.acked) FILTER (WHERE l.size = 0), 0) AS acked,
-           max(l.seen) AS seen,
-           array_agg(l.slot ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS slots,
-           array_agg(l.kind ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS kinds,
-           array_agg(l.first_xid ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS first_xids,
-           array_agg(l.first_seq ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS first_seqs
-    INTO due
-    FROM (
-        SELECT l.*, sum(l.size) OVER (ORDER BY l.deadline) AS messages, sum(l.size) OVER (PARTITION BY l.deadline) AS own,
-               count(*) OVER () AS seen
+    -- change any more, so its row need not be locked. Only if all are empty it is worth to look at more of them.
+    LOOP
+        SELECT count(*) AS n, max(l.deadline) AS upto, coalesce(sum(l.acked) FILTER (WHERE l.size = 0), 0) AS acked,
+               max(l.seen) AS seen,
+               array_agg(l.slot ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS slots,
+               array_agg(l.kind ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS kinds,
+               array_agg(l.first_xid ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS first_xids,
+               array_agg(l.first_seq ORDER BY l.deadline) FILTER (WHERE l.size > 0) AS first_seqs
+        INTO due
         FROM (
-            SELECT l.slot, l.kind, l.first_xid, l.first_seq, l.deadline, l.acked,
-                   CASE WHEN isempty(l.remaining) THEN 0
-                        ELSE (SELECT sum(upper(r) - lower(r)) FROM unnest(l.remaining) r) END AS size
-            FROM {schema}.leases l
-            WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sweep_leases.swept_to AND l.deadline <= now_at
-            ORDER BY l.deadline
-            FETCH FIRST max_leases ROWS WITH TIES
+            SELECT l.*, sum(l.size) OVER (ORDER BY l.deadline) AS messages, sum(l.size) OVER (PARTITION BY l.deadline) AS own,
+                   count(*) OVER () AS seen
+            FROM (
+                SELECT l.slot, l.kind, l.first_xid, l.first_seq, l.deadline, l.acked,
+                       CASE WHEN isempty(l.remaining) THEN 0
+                            ELSE (SELECT sum(upper(r) - lower(r)) FROM unnest(l.remaining) r) END AS size
+                FROM {schema}.leases l
+                WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sweep_leases.swept_to AND l.deadline <= now_at
+                ORDER BY l.deadline
+                FETCH FIRST n_leases ROWS WITH TIES
+            ) l
         ) l
-    ) l
-    WHERE l.messages - l.own < max_messages;
+        WHERE l.messages - l.own < max_messages;
+        EXIT WHEN due.slots IS NOT NULL OR due.seen < n_leases OR n_leases = max_leases;
+        n_leases := max_leases;
+    END LOOP;
     IF due.n > 0 THEN
         looked := true;
         acked := due.acked;
-        swept_to := CASE WHEN due.n < due.seen OR due.seen >= max_leases THEN due.upto ELSE now_at END;
+        swept_to := CASE WHEN due.n < due.seen OR due.seen >= n_leases THEN due.upto ELSE now_at END;
     ELSE
         swept_to := now_at;
     END IF;
