@@ -109,6 +109,9 @@ func TestSimplePubSub(t *testing.T) {
 	c.do("POST", "/topics/notifications/messages", `[{}, 1, {"a":"\u0000"}]`, 422, isJSON)
 
 	msgs := c.consume("email-sender")
+	if len(msgs) == 1 { // another test's transaction was in progress that began between the two: a call stops there
+		msgs = append(msgs, c.consume("email-sender")...)
+	}
 	if len(msgs) != 2 {
 		t.Fatalf("%d messages, want 2: %v", len(msgs), msgs)
 	}

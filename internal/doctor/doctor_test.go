@@ -296,10 +296,9 @@ func TestFunctions(t *testing.T) {
 
 func TestEncoding(t *testing.T) {
 	t.Parallel()
-	db := storetest.New(t)
+	_, db := storetest.NewServer(t, nil) // whose user creates databases
 	name := db.Schema[:min(len(db.Schema), 50)] + "_ascii"
 	execSQL(t, db, "CREATE DATABASE "+name+" ENCODING 'SQL_ASCII' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0")
-	t.Cleanup(func() { _, _ = db.Pool.Exec(context.Background(), "DROP DATABASE "+name) })
 	report := examine(t, db, func(c *doctor.Config) { c.Database.Database = name })
 	want(t, report, "server", doctor.Error, "CREATE DATABASE", "encoding is SQL_ASCII")
 	want(t, report, "schema", doctor.Error, "fastpubsub db-migrate", "there is no schema")
@@ -391,7 +390,7 @@ func TestClock(t *testing.T) {
 // A role that may do nothing is told what to grant, and what it is told helps.
 func TestRole(t *testing.T) {
 	t.Parallel()
-	db := storetest.New(t)
+	_, db := storetest.NewServer(t, nil) // whose user creates roles
 	role := db.Schema[:min(len(db.Schema), 50)] + "_role"
 	execSQL(t, db, fmt.Sprintf("CREATE ROLE %s LOGIN PASSWORD 'reader'", role))
 	t.Cleanup(func() {

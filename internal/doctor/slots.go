@@ -179,14 +179,21 @@ func (e *examiner) addSlot(s slot, current int, age time.Duration, f facts, text
 		if s.Bytes >= e.limits.SlotBytes {
 			severity = Notice
 		}
-		e.add(severity, "", f, "%s", text)
-		return
-	}
-	if len(keep.texts) == 0 {
-		e.add(OK, "", f, "%s; nothing keeps it from being truncated", text)
+		remedy := ""
+		if severity > OK {
+			remedy = "fastpubsub cleanup_acked_messages goes on to the next slot once that is empty"
+		}
+		e.add(severity, remedy, f, "%s", text)
 		return
 	}
 	severity := OK
+	if len(keep.texts) == 0 {
+		if age >= e.limits.SlotAge {
+			severity = Warning // nobody has looked
+		}
+		e.add(severity, "maintenance truncates it: that of the server, or fastpubsub cleanup_acked_messages by cron", f, "%s; nothing keeps it from being truncated", text)
+		return
+	}
 	switch {
 	case age >= e.limits.SlotAge:
 		severity = Warning

@@ -30,7 +30,7 @@ func TestSlots(t *testing.T) {
 	if f.Facts["slot"] != 0 || f.Facts["current"] != false || f.Facts["bytes"].(int64) <= 0 {
 		t.Errorf("facts %v", f.Facts)
 	}
-	want(t, examine(t, db, limits(doctor.Limits{SlotBytes: 1})), "message_slots", doctor.Notice, "", "slot 1 (current) of the log: ")
+	want(t, examine(t, db, limits(doctor.Limits{SlotBytes: 1})), "message_slots", doctor.Notice, "fastpubsub cleanup_acked_messages", "slot 1 (current) of the log: ")
 
 	// Taken, but not acked; the cursor is behind the slot, its leases lead into it.
 	msgs := consume(t, broker, 6)
@@ -52,7 +52,7 @@ func TestSlots(t *testing.T) {
 		t.Fatal(err)
 	}
 	report = examine(t, db)
-	want(t, report, "lease_slots", doctor.OK, "", "slot 0 of leases and cursors: ", "nothing keeps it from being truncated")
+	want(t, report, "lease_slots", doctor.OK, "maintenance truncates it", "slot 0 of leases and cursors: ", "nothing keeps it from being truncated")
 	want(t, report, "lease_slots", doctor.OK, "", "slot 2 (current) of leases and cursors: ")
 }
 
@@ -69,7 +69,9 @@ func TestSlotSnapshot(t *testing.T) {
 	if err := tx.Rollback(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	want(t, examine(t, db), "message_slots", doctor.OK, "", "slot 0 of the log: ", "nothing keeps it from being truncated")
+	want(t, examine(t, db), "message_slots", doctor.OK, "maintenance truncates it", "slot 0 of the log: ", "nothing keeps it from being truncated")
+	report := examine(t, db, limits(doctor.Limits{SlotAge: time.Nanosecond}))
+	want(t, report, "message_slots", doctor.Warning, "maintenance truncates it", "slot 0 of the log: ", "nothing keeps it from being truncated")
 }
 
 // A transaction that was passed, and then committed into an old slot, is unread.

@@ -157,7 +157,7 @@ func (e *examiner) addLag(severity Severity, s reader, w waiting, isCounted bool
 		text += fmt.Sprintf("; slot %d of the log, %s, is kept for it", firsts[0].Slot, size(firsts[0].Bytes))
 	}
 	if s.Never {
-		e.add(severity, fmt.Sprintf("start a consumer; or, if nobody needs it, delete it: curl -X DELETE API/subscriptions/%s", s.ID), f,
+		e.add(severity, fmt.Sprintf("start a consumer; or, if nobody needs it, delete it: curl -X DELETE $API/subscriptions/%s", s.ID), f,
 			"nobody has consumed from subscription %s since it was made %s ago: %s", s.ID, span(seconds(s.AgeSeconds)), text)
 	} else {
 		e.add(severity, "see whether its consumers run; more of them, or larger batches, are faster", f, "subscription %s lags: %s", s.ID, text)

@@ -19,7 +19,7 @@ func TestLag(t *testing.T) {
 	publish(t, broker, 1500)
 	want(t, examine(t, db), "lag", doctor.OK, "", "1 subscription, none lags; 1,500 messages wait in all")
 	move(t, clock, 10*time.Minute)
-	want(t, examine(t, db), "lag", doctor.Notice, "start a consumer; or, if nobody needs it, delete it: curl -X DELETE API/subscriptions/s",
+	want(t, examine(t, db), "lag", doctor.Notice, "start a consumer; or, if nobody needs it, delete it: curl -X DELETE $API/subscriptions/s",
 		"nobody has consumed from subscription s since it was made ", "1,500 messages wait, the oldest for 10 min", "slot 0 of the log, ", ", is kept for it")
 	move(t, clock, 3*time.Hour)
 	f := want(t, examine(t, db), "lag", doctor.Warning, "start a consumer", "nobody has consumed", "the oldest for 3 h")

@@ -37,8 +37,13 @@ WHERE lo < upto`},
 	{"a lease of a late transaction is of that one alone", `
 SELECT sub, first_xid, last_xid FROM {schema}.leases WHERE kind = 1 AND first_xid <> last_xid`},
 	{"no message is both leased and in deliveries", `
-SELECT d.sub, d.xid, d.seq FROM {schema}.deliveries d
-JOIN {schema}.leases l ON l.sub = d.sub AND l.remaining @> d.seq`},
+SELECT sub, lo FROM (
+    SELECT sub, lower(r) AS lo,
+           max(upper(r)) OVER (PARTITION BY sub ORDER BY lower(r) ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS upto
+    FROM (SELECT sub, r FROM {schema}.leases, unnest(remaining) r
+          UNION ALL SELECT sub, int8range(seq, seq + 1) FROM {schema}.deliveries) all_of_them
+) l
+WHERE lo < upto`},
 	{"no message is both in deliveries and beyond the cursor", `
 SELECT d.sub, d.xid, d.seq FROM {schema}.deliveries d
 WHERE (d.xid, d.seq) > (SELECT c.xid, c.seq FROM {schema}.cursors c WHERE c.sub = d.sub ORDER BY c.gen DESC LIMIT 1)`},
