@@ -22,11 +22,13 @@ func TestPlans(t *testing.T) {
 		reason string
 		filter string
 		spoil  string // what happens to statistics
+		empty  bool   // slots are left, analyzed and emptied
 	}{
-		{"never analyzed", noFilter, `SELECT 1`},
-		{"analyzed when full", noFilter, `ANALYZE`},
-		{"vacuumed partitions", noFilter, `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors, {schema}.deliveries`},
-		{"with a filter", `{"keep":[true]}`, `SELECT 1`},
+		{reason: "never analyzed", filter: noFilter, spoil: `SELECT 1`},
+		{reason: "analyzed when full", filter: noFilter, spoil: `ANALYZE`},
+		{reason: "vacuumed partitions", filter: noFilter, spoil: `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors, {schema}.deliveries`},
+		{reason: "with a filter", filter: `{"keep":[true]}`, spoil: `SELECT 1`},
+		{reason: "truncated slots", filter: noFilter, spoil: `VACUUM ANALYZE {schema}.messages, {schema}.leases, {schema}.cursors, {schema}.deliveries`, empty: true},
 	} {
 		t.Run(tt.reason, func(t *testing.T) {
 			t.Parallel()
@@ -105,6 +107,9 @@ func TestPlans(t *testing.T) {
 				}
 			}
 			exec(t, db, `INSERT INTO {schema}.topics (id) SELECT 'other' || i FROM generate_series(1, 3000) i`)
+			if tt.empty {
+				emptied(t, maintainedBroker(t, db), db)
+			}
 			exec(t, db, tt.spoil)
 			after := median()
 			t.Logf("buffers before %v, after %v", before, after)

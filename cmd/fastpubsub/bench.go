@@ -33,6 +33,7 @@ type benchCommand struct {
 	PayloadBytes  int           `default:"200" help:"Exact size of a payload."`
 	Rounds        int           `default:"3" help:"How often everything is measured, in turns."`
 	Rate          int           `placeholder:"N" help:"Messages a second that the workload sustained publishes at most. Default: no limit."`
+	Maintain      time.Duration `placeholder:"AGE" help:"Let maintenance run in the workload sustained, which leaves a slot at that age. Default: none."`
 
 	HoldSnapshot      bool   `help:"Keep an idle transaction with a snapshot open while measuring."`
 	HoldWriter        bool   `help:"Keep an idle transaction that has written a row open while measuring."`
@@ -114,6 +115,7 @@ func (c *benchCommand) config(p *process) bench.Config {
 		PayloadBytes:      c.PayloadBytes,
 		Rounds:            c.Rounds,
 		Rate:              c.Rate,
+		Maintain:          c.Maintain,
 		HoldSnapshot:      c.HoldSnapshot,
 		HoldWriter:        c.HoldWriter,
 		QueryMode:         c.QueryMode,

@@ -46,6 +46,8 @@ type Config struct {
 	Rounds int `json:"rounds"`
 	// Rate limits publishing in the workload sustained, in messages a second over all publishers. Default no limit.
 	Rate int `json:"rate"`
+	// Maintain lets maintenance leave a slot at this age in the workload sustained, and empty it. Default no maintenance.
+	Maintain time.Duration `json:"-"`
 	// HoldSnapshot keeps an idle REPEATABLE READ transaction open while measuring, HoldWriter one that has written a row.
 	HoldSnapshot bool `json:"hold_snapshot"`
 	HoldWriter   bool `json:"hold_writer"`
@@ -128,6 +130,9 @@ func (c *Config) check() error {
 	if !(c.FailureShare > 0 && c.FailureShare < 1) {
 		return fmt.Errorf("failure share must be above 0 and below 1, not %v", c.FailureShare)
 	}
+	if c.Maintain < 0 {
+		return fmt.Errorf("maintain must not be negative, but is %v", c.Maintain)
+	}
 	if c.Duration < 100*time.Millisecond {
 		return fmt.Errorf("duration must be at least 100ms, not %v", c.Duration)
 	}
@@ -141,4 +146,4 @@ func (c *Config) check() error {
 }
 
 // poolSize is a connection for everybody who works at the same time.
-func (c *Config) poolSize() int { return c.Publishers + c.Consumers }
+func (c *Config) poolSize() int { return c.Publishers + c.Consumers + 1 } // 1 for maintenance

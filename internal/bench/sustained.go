@@ -46,8 +46,12 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 	c := &e.config
 	publishers := make([]publisher, c.Publishers)
 	consumed := make([]quarters, c.Consumers)
+	var freed fastpubsub.Freed
 	start := time.Now()
-	err := workers(ctx, c.Publishers+c.Consumers, func(ctx context.Context, i int) error {
+	err := workers(ctx, c.Publishers+c.Consumers+1, func(ctx context.Context, i int) error {
+		if i == c.Publishers+c.Consumers {
+			return p.maintain(ctx, e, start, &freed)
+		}
 		if i < c.Publishers {
 			publishers[i].latency = newLatencies()
 			return p.publish(ctx, e, start, i, &publishers[i])
@@ -91,7 +95,39 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 	t.metrics = append(t.metrics, in.metrics("published", c.Duration)...)
 	t.metrics = append(t.metrics, out.metrics("consumed", c.Duration)...)
 	t.metrics = append(t.metrics, Metric{"backlog at the end", count, float64(published - t.messages)})
+	if c.Maintain > 0 {
+		t.metrics = append(t.metrics,
+			Metric{"slots emptied", count, float64(freed.Slots)},
+			Metric{"messages spilled", count, float64(freed.Spilled)},
+			Metric{"space given back a message", bytesUnit, divide(float64(freed.Bytes), float64(published))})
+	}
 	return t, nil
+}
+
+// maintain runs maintenance until the time is over, ten times in the age at which a slot is left.
+func (p *sustainedPhase) maintain(ctx context.Context, e *env, start time.Time, freed *fastpubsub.Freed) error {
+	c := &e.config
+	if c.Maintain == 0 {
+		return nil
+	}
+	broker, err := fastpubsub.New(e.pool, fastpubsub.Config{
+		Schema: e.schema, Maintenance: fastpubsub.MaintenanceSettings{Patience: c.Maintain}})
+	if err != nil {
+		return err
+	}
+	for time.Since(start) < c.Duration {
+		f, err := broker.CleanupAcked(ctx, c.Maintain)
+		if err != nil {
+			return err
+		}
+		freed.Slots += f.Slots
+		freed.Spilled += f.Spilled
+		freed.Bytes += f.Bytes
+		if err := pause(ctx, time.After(c.Maintain/10)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // publish publishes until the time is over, at a rate if there is one. Then a message's sent time is the time at which
