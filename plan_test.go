@@ -64,10 +64,13 @@ func TestPlans(t *testing.T) {
 					t.Fatal(err)
 				}
 				explain("nack", `SELECT {schema}.nack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[1], 0, 'no luck')`, xid, seq)
+				look := func() { exec(t, db, `UPDATE {schema}.cursors SET due_to = '-infinity'`) } // now, not within 100 ms
+				look()
 				explain("claim of what is due", `SELECT {schema}.claim('s', 'test', 1, NULL, false)`)
 				explain("claimed of what was due", `SELECT * FROM {schema}.claimed()`)
 				explain("extend", `SELECT {schema}.extend('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[2], 600)`, xid, seq)
 				explain("nack again", `SELECT {schema}.nack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1], ARRAY[2], 0, NULL)`, xid, seq)
+				look()
 				if got := consume(t, b, "s", 1); len(got) != 1 || got[0].ID != id {
 					t.Fatalf("%v comes, want %v", got, id)
 				}
