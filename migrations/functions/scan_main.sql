@@ -25,6 +25,7 @@ DECLARE
     examined    bigint;
     max_rows    int;
     first       record;
+    open        boolean := false;
     lo          bigint;
     hi          bigint;
 BEGIN
@@ -39,7 +40,10 @@ BEGIN
                        WHERE x::text::bigint > cursor_xid)  -- protection: stop before open
         ORDER BY m.xid, m.base
         LIMIT 1;
-        EXIT WHEN FOUND OR EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid);
+        EXIT WHEN FOUND;
+        -- This may end before the next look: then that finds what it hid.
+        open := EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid);
+        EXIT WHEN open;
     END LOOP;
     IF first.xid IS NOT NULL THEN
         lo := CASE WHEN first.xid = cursor_xid THEN greatest(first.base, cursor_seq + 1) ELSE first.base END;
@@ -92,7 +96,7 @@ BEGIN
         END LOOP;
     END IF;
 
-    IF xids IS NULL AND EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid) THEN
+    IF xids IS NULL AND open THEN
         max_rows := least(budget, 4);
         LOOP
             WITH snapshot AS MATERIALIZED (
