@@ -21,7 +21,7 @@ var slotHazards = []hazard{
 	{
 		name: "a slot of the log with messages that a subscription has not had",
 		protections: []protection{
-			{"truncate_slot", "WHERE ring = 'messages')  -- protection: needed messages", "WHERE false)"},
+			{"truncate_slot", "IF needed THEN  -- protection: needed", "IF false THEN"},
 			{"message_slot_needs", "(c.xid, (c.seq + 1) & ~65535::bigint)  -- protection: beyond the cursor", "(c.xid, (c.seq + 1) & ~65535::bigint) AND false"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
@@ -72,7 +72,7 @@ var slotHazards = []hazard{
 	{
 		name: "a slot of leases that is needed",
 		protections: []protection{
-			{"truncate_slot", "WHERE ring = 'leases') THEN  -- protection: needed leases", "WHERE false) THEN"},
+			{"truncate_slot", "IF needed THEN  -- protection: needed", "IF false THEN"},
 			{"lease_slot_needs", "WHERE c.slot = lease_slot_needs.slot  -- protection: the newest cursor", "WHERE false"},
 			{"lease_slot_needs", "AND l.deadline > c.swept_to)  -- protection: not swept", "AND false)"},
 		},
@@ -111,7 +111,7 @@ var slotHazards = []hazard{
 	{
 		name: "moving out of a slot",
 		protections: []protection{
-			{"vacate", "sub.swept_to, sub.due_to, sub.acked + counted);", "sub.swept_to, sub.due_to, sub.acked);"},
+			{"vacate", "sub.acked + counted);", "sub.acked);"},
 			{"vacate", "lease.remaining, 'leased', 1, lease.deadline,", "lease.remaining, 'leased', 2, lease.deadline,"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {

@@ -82,14 +82,12 @@ type Freed struct {
 	Waiting int   // slots that nothing needs, but that an older transaction may look into, or has a lock on
 }
 
-// IsZero reports whether nothing was done and nothing is left to do.
-func (f Freed) IsZero() bool { return f == Freed{} }
-
 // CleanupAcked gives the space of messages back that all subscriptions have acked. It does by one call what [Broker.Run] does
 // all the time, for those who call it from cron: a slot of the log is left when it has been written to for olderThan (or
-// is large), and is emptied when nothing in it is needed, at this call or the next. It works in small steps that hold
-// nobody up for more than 50 ms. Any number of processes may call it at once; one of them works. When ctx is cancelled,
-// or an error comes, the steps so far stand.
+// is large), and is emptied when nothing in it is needed, at this call or the next. It works in small steps: emptying a slot
+// holds others up for 50 ms at most, moving messages out of one the consumers of that subscription for some 100 ms. Any
+// number of processes may call it at once; each step is made by one. When ctx is cancelled the steps so far stand; after an
+// error with one subscription or slot the others have had their turn.
 //
 // It returns an InvalidError if olderThan is negative.
 func (b *Broker) CleanupAcked(ctx context.Context, olderThan time.Duration) (Freed, error) {
@@ -151,10 +149,7 @@ func (b *Broker) Run(ctx context.Context) error {
 }
 
 func (b *Broker) pass(ctx context.Context) error {
-	stuck, err := b.CleanupStuck(ctx)
-	if err != nil {
-		return err
-	}
+	stuck, stuckErr := b.CleanupStuck(ctx)
 	if stuck != (Stuck{}) {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
 			slog.Int("dead_letters", stuck.DeadLetters), slog.Int("busy_subscriptions", stuck.Busy))
@@ -164,28 +159,25 @@ func (b *Broker) pass(ctx context.Context) error {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "acked messages cleaned up", slog.Int64("freed_bytes", freed.Bytes),
 			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
 	}
-	return err
+	return errors.Join(stuckErr, err)
 }
 
 // rings are in the order in which they are looked after: what holds a lease may move from it to deliveries.
 var rings = []string{store.RingLeases, store.RingMessages}
 
-// maintain makes one pass over both rings.
+// maintain makes one pass over both rings. What goes wrong with one subscription or slot does not keep it from the others.
 func (b *Broker) maintain(ctx context.Context, settings MaintenanceSettings) (Freed, error) {
 	var freed Freed
+	var errs []error
 	for _, ring := range rings {
 		full, err := b.rotate(ctx, ring, settings, &freed)
-		if err == nil {
-			err = b.emptyRing(ctx, ring, settings, &freed)
-		}
-		if err == nil && full {
+		errs = append(errs, err, b.emptyRing(ctx, ring, settings, &freed))
+		if full {
 			_, err = b.rotate(ctx, ring, settings, &freed)
-		}
-		if err != nil {
-			return freed, err
+			errs = append(errs, err)
 		}
 	}
-	return freed, nil
+	return freed, errors.Join(errs...)
 }
 
 func (b *Broker) emptyRing(ctx context.Context, ring string, settings MaintenanceSettings, freed *Freed) error {
@@ -193,15 +185,13 @@ func (b *Broker) emptyRing(ctx context.Context, ring string, settings Maintenanc
 	if err != nil {
 		return err
 	}
+	var errs []error
 	for _, slot := range slots {
-		if slot.Current || slot.Bytes == 0 {
-			continue
-		}
-		if err := b.empty(ctx, slot, settings, freed); err != nil {
-			return err
+		if !slot.Current && slot.Bytes > 0 {
+			errs = append(errs, b.empty(ctx, slot, settings, freed))
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 func (b *Broker) rotate(ctx context.Context, ring string, settings MaintenanceSettings, freed *Freed) (full bool, err error) {
@@ -223,12 +213,11 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 	if err != nil {
 		return err
 	}
-	if outcome == store.Needed && slot.Left >= settings.SlotAge { // most of it is over by itself before that
-		if err := b.moveOut(ctx, slot, settings, freed); err != nil {
-			return err
-		}
+	var moveErr error
+	if outcome == store.Needed && slot.Left >= min(settings.SlotAge, settings.SpillAfter) { // most of it is over by itself before that
+		moveErr = b.moveOut(ctx, slot, settings, freed)
 		if outcome, err = truncate(); err != nil {
-			return err
+			return errors.Join(moveErr, err)
 		}
 	}
 	if outcome == store.Waiting { // the first time it finds that nothing is needed
@@ -244,7 +233,7 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 	case store.Waiting, store.Locked:
 		freed.Waiting++
 	}
-	return nil
+	return moveErr
 }
 
 // moveOut moves what subscriptions have in a slot out of it: leases and cursors to where the others are, leased messages to
@@ -261,27 +250,29 @@ func (b *Broker) moveOut(ctx context.Context, slot store.Slot, settings Maintena
 		}
 	} else {
 		var err error
-		if needs, err = b.store.MessageSlotNeeds(ctx, b.pool, slot.Slot); err != nil {
+		if needs, err = b.store.MessageSlotNeeds(ctx, b.pool, slot.Slot, nil); err != nil {
 			return err
 		}
 	}
+	var errs []error
 	for _, need := range needs {
-		if need.Backlog && slot.Left >= settings.SpillAfter {
-			if err := b.spill(ctx, need.SubscriptionID, slot.Slot, freed); err != nil {
-				return err
-			}
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
-		if need.Leased {
+		if need.Backlog && slot.Left >= settings.SpillAfter {
+			errs = append(errs, b.spill(ctx, need.SubscriptionID, slot.Slot, freed))
+		}
+		if need.Leased && slot.Left >= settings.SlotAge {
 			err := b.steps(func() (more bool, err error) {
 				_, more, err = b.store.Vacate(ctx, b.pool, need.SubscriptionID, slot.Ring, slot.Slot)
 				return more, err
 			})
 			if err != nil {
-				return fmt.Errorf("subscription %q: %w", need.SubscriptionID, err)
+				errs = append(errs, fmt.Errorf("subscription %q: %w", need.SubscriptionID, err))
 			}
 		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // spill moves a subscription past a slot of the log.
@@ -292,16 +283,8 @@ func (b *Broker) spill(ctx context.Context, id string, slot int16, freed *Freed)
 		if err != nil || moved == 0 && !more { // a transaction in progress is in the way
 			return false, err
 		}
-		needs, err := b.store.MessageSlotNeeds(ctx, b.pool, slot)
-		if err != nil {
-			return false, err
-		}
-		for _, need := range needs {
-			if need.SubscriptionID == id {
-				return need.Backlog, nil
-			}
-		}
-		return false, nil
+		needs, err := b.store.MessageSlotNeeds(ctx, b.pool, slot, &id)
+		return len(needs) > 0 && needs[0].Backlog, err
 	})
 	if err != nil {
 		return fmt.Errorf("subscription %q: %w", id, err)

@@ -155,6 +155,21 @@ func TestPatience(t *testing.T) {
 	}
 }
 
+// TestRotationCutOff is after a crash between the two things that rotate does: the slot was left, but nothing says so.
+func TestRotationCutOff(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	createSubscription(t, b, "idle", "t", `{"n":[-1]}`)
+	ids := publish(t, b, "t", numbered(0, 3)...)
+	exec(t, db, `SELECT setval('{schema}.message_slot', 1), setval('{schema}.lease_slot', 1)`)
+	emptied(t, maintainedBroker(t, db), db)
+	if got := drain(t, b, "s", 10); !slices.Equal(got, ids) {
+		t.Errorf("got %v, want %v", got, ids)
+	}
+}
+
 // TestRun lets two brokers run maintenance while there is work, one of them without a database for a while.
 func TestRun(t *testing.T) {
 	t.Parallel()

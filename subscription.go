@@ -255,15 +255,16 @@ func (b *Broker) CleanupStuck(ctx context.Context) (Stuck, error) {
 	if err != nil {
 		return stuck, fmt.Errorf("cleanup of stuck messages: %w", err)
 	}
+	var errs []error
 	for _, id := range ids {
-		for more := true; more; {
+		for more := ctx.Err() == nil; more; {
 			swept, err := b.store.Sweep(ctx, b.pool, id)
 			switch {
 			case errors.Is(err, ErrNotFound): // deleted meanwhile
 			case errors.Is(err, ErrBusy):
 				stuck.Busy++
-			case err != nil:
-				return stuck, fmt.Errorf("cleanup of stuck messages of %q: %w", id, err)
+			case err != nil: // the others go on
+				errs = append(errs, fmt.Errorf("cleanup of stuck messages of %q: %w", id, err))
 			}
 			stuck.Released += swept.Expired
 			stuck.DeadLetters += swept.Died
@@ -273,10 +274,10 @@ func (b *Broker) CleanupStuck(ctx context.Context) (Stuck, error) {
 	for {
 		n, err := b.store.RemoveOrphans(ctx, b.pool, orphansStep)
 		if err != nil {
-			return stuck, fmt.Errorf("cleanup after deleted subscriptions: %w", err)
+			errs = append(errs, fmt.Errorf("cleanup after deleted subscriptions: %w", err))
 		}
 		if n < orphansStep {
-			return stuck, nil
+			return stuck, errors.Join(errs...)
 		}
 	}
 }

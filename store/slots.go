@@ -40,9 +40,11 @@ const rotate = `SELECT {schema}.rotate($1, $2, $3)`
 
 // Rotate moves a ring on to the next slot if that is empty and the current one is older than olderThan, or larger than
 // maxBytes. full means that the next one is not empty.
-func (s *Store) Rotate(ctx context.Context, db DBTX, ring string, olderThan time.Duration, maxBytes int64) (rotated, full bool, err error) {
+func (s *Store) Rotate(ctx context.Context, conn Beginner, ring string, olderThan time.Duration, maxBytes int64) (rotated, full bool, err error) {
 	var outcome string
-	err = db.QueryRow(ctx, s.rotate, ring, olderThan, maxBytes).Scan(&outcome)
+	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, s.rotate, ring, olderThan, maxBytes).Scan(&outcome)
+	})
 	return outcome == "rotated", outcome == "full", translate(err)
 }
 
@@ -74,11 +76,11 @@ type Need struct {
 	Backlog, Leased bool
 }
 
-const messageSlotNeeds = `SELECT sub_id, backlog, leased FROM {schema}.message_slot_needs($1) ORDER BY sub_id`
+const messageSlotNeeds = `SELECT sub_id, backlog, leased FROM {schema}.message_slot_needs($1, $2) ORDER BY sub_id`
 
-// MessageSlotNeeds returns the subscriptions that need a slot of the log.
-func (s *Store) MessageSlotNeeds(ctx context.Context, db DBTX, slot int16) ([]Need, error) {
-	rows, _ := db.Query(ctx, s.messageSlotNeeds, slot) // CollectRows reports Query's error
+// MessageSlotNeeds returns the subscriptions that need a slot of the log; of all, or of one, if that is not nil.
+func (s *Store) MessageSlotNeeds(ctx context.Context, db DBTX, slot int16, subID *string) ([]Need, error) {
+	rows, _ := db.Query(ctx, s.messageSlotNeeds, slot, subID) // CollectRows reports Query's error
 	needs, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Need])
 	return needs, translate(err)
 }

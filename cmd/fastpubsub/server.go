@@ -99,6 +99,8 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	}
 	var wg sync.WaitGroup
 	defer wg.Wait()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // before it waits
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
 	wg.Go(func() { warnUnlessReady(ctx, broker, logger) })

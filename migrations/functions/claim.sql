@@ -115,6 +115,7 @@ BEGIN
     IF NOT FOUND THEN  -- deleted while we waited
         RETURN 'no_subscription';
     END IF;
+    looking := NOT log_only AND (max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at);
     due_since := {schema}.due_from(state.due_to, now_at);
     now_at := greatest(now_at, state.swept_to);  -- a clock may step back, but no deadline behind what was swept
     deadline := now_at + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
@@ -125,8 +126,6 @@ BEGIN
     late_seqs := state.late_seqs;
     new_xid := state.xid;
     new_seq := state.seq;
-
-    looking := NOT log_only AND (max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at);
 
     LOOP
         IF looking THEN

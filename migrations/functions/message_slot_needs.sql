@@ -1,7 +1,7 @@
 -- message_slot_needs is which subscriptions need a slot of the log: because messages in it lie beyond their cursor, or are of
 -- a late transaction (backlog), or are leased (leased). What an open transaction has written there is not seen; it has a lock
--- on the slot.
-CREATE OR REPLACE FUNCTION {schema}.message_slot_needs(slot smallint)
+-- on the slot. only_sub looks at that one alone.
+CREATE OR REPLACE FUNCTION {schema}.message_slot_needs(slot smallint, only_sub text DEFAULT NULL)
 RETURNS TABLE (sub_num int, sub_id text, backlog boolean, leased boolean)
 LANGUAGE plpgsql STABLE
 SET search_path = pg_catalog, pg_temp
@@ -31,7 +31,8 @@ BEGIN
                EXISTS (SELECT FROM {schema}.leases_in(s.num, s.topic_num, c.swept_to, message_slot_needs.slot)) AS leased
         FROM {schema}.subscriptions s
         CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
-        WHERE EXISTS (SELECT FROM {schema}.messages m
+        WHERE (only_sub IS NULL OR s.id = only_sub)
+          AND EXISTS (SELECT FROM {schema}.messages m
                       WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
                       ORDER BY m.xid, m.base LIMIT 1)
     ) n

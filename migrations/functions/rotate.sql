@@ -33,12 +33,10 @@ BEGIN
     PERFORM setval(counter, number + 1);
     UPDATE {schema}.slots s SET since = now_at, until = NULL, unneeded_at = NULL, seen = NULL, waits_for = '{}'
     WHERE s.ring = rotate.ring AND s.slot = (number + 1) & 3;
-    -- Whoever changes a subscription reads the current slot under its lock: those who have one now may have read the old one.
+    -- Those who have a lock now may have read the old one.
     UPDATE {schema}.slots s
     SET until = now_at, unneeded_at = NULL, seen = NULL,
-        waits_for = ARRAY(SELECT l.virtualtransaction FROM pg_locks l
-                          WHERE l.locktype = 'advisory' AND l.classid = '{schema}.leases'::regclass::oid AND l.objid <> 0
-                            AND l.database = (SELECT d.oid FROM pg_database d WHERE d.datname = current_database()))
+        waits_for = {schema}.subscription_holders()
     WHERE s.ring = rotate.ring AND s.slot = number & 3;
     RETURN 'rotated';
 END $$;

@@ -36,6 +36,10 @@ BEGIN
     FROM unnest(claimed[3]::bigint[], claimed[4]::bigint[], claimed[5]::bigint[]) r(xid, lo, hi);
     SELECT s.num, s.topic_num, (SELECT (last_value & 3)::smallint FROM {schema}.lease_slot) AS current_slot INTO sub
     FROM {schema}.subscriptions s WHERE s.id = sub_id;
+    IF NOT FOUND THEN  -- deleted meanwhile
+        outcome := 'no_subscription';
+        RETURN;
+    END IF;
     moved := {schema}.to_deliveries(sub.num, sub.topic_num, xids, los, xids, his, taken, 'available', 0, {schema}.clock(), NULL, NULL, NULL);
     keys := {schema}.find_leases(sub.num, sub.current_slot, xids, los, his);
     FOR i IN 1..cardinality(keys.slots) LOOP

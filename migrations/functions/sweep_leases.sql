@@ -77,7 +77,7 @@ BEGIN
             ) l
         ) l
         WHERE l.messages - l.own < max_messages;
-        EXIT WHEN due.slots IS NOT NULL OR due.seen < n_leases OR n_leases = max_leases;
+        EXIT WHEN due.slots IS NOT NULL OR due.n = 0 OR due.seen < n_leases OR n_leases = max_leases;
         n_leases := max_leases;
     END LOOP;
     IF due.n > 0 THEN

@@ -19,6 +19,7 @@ DECLARE
     class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
     state record;
     tries int := 20;
+    needed boolean;
 BEGIN
     freed := 0;
     IF current_setting('transaction_isolation') <> 'read committed' THEN
@@ -37,6 +38,13 @@ BEGIN
         RETURN;
     END IF;
     SELECT s.* INTO state FROM {schema}.slots s WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+    IF state.until IS NULL THEN
+        -- It was left, but rotate was cut off before it said so; or somebody has written into it after it was truncated.
+        UPDATE {schema}.slots s SET until = {schema}.clock(), waits_for = {schema}.subscription_holders()
+        WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
+        outcome := 'locked';
+        RETURN;
+    END IF;
 
     -- Whoever writes into the slot, because it was current when he looked, must have ended, and nobody may begin to, before
     -- what he has written is looked for. What has come since the slot was found unneeded begins everything anew, also where it
@@ -52,16 +60,17 @@ BEGIN
             outcome := 'locked';
             RETURN;
         END IF;
-        IF state.unneeded_at IS NULL THEN
+        needed := {schema}.slot_needed(ring, slot);
+        IF NOT needed AND state.unneeded_at IS NULL THEN
             -- One that is being created cannot be seen, and may need what a transaction commits meanwhile.
             LOCK TABLE {schema}.subscriptions IN SHARE MODE;  -- protection: new subscriptions
+            needed := {schema}.slot_needed(ring, slot);
         END IF;
     EXCEPTION WHEN lock_not_available THEN
         outcome := 'locked';
         RETURN;
     END;
-    IF EXISTS (SELECT FROM {schema}.message_slot_needs(slot) WHERE ring = 'messages')  -- protection: needed messages
-       OR EXISTS (SELECT FROM {schema}.lease_slot_needs(slot) WHERE ring = 'leases') THEN  -- protection: needed leases
+    IF needed THEN  -- protection: needed
         UPDATE {schema}.slots s SET unneeded_at = NULL, seen = NULL, waits_for = '{}'
         WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot AND s.unneeded_at IS NOT NULL;
         outcome := 'needed';

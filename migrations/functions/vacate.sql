@@ -1,5 +1,6 @@
--- vacate moves what a subscription has in a slot of leases and cursors out of it, a step of 500 leases at a time: leases that
--- have not run out go to deliveries, as leased; what was acked of them goes to the cursor, and that to the current slot.
+-- vacate moves what a subscription has in a slot of leases and cursors out of it, a step of 500 leases or some 1,000
+-- messages at a time: leases that no sweep has looked at go to deliveries, as leased; what was acked of them goes to the
+-- cursor, and that to the current slot.
 -- With a slot of the log instead, leases that hold messages of it go to deliveries. Maintenance calls it. It takes the
 -- subscription's lock, in a transaction of its own, READ COMMITTED, and waits for nobody but a second for that. Rows that
 -- somebody has locked stay where they are.
@@ -19,14 +20,18 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     step  CONSTANT int := 500;
+    max_messages CONSTANT int := 1000;
     class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
     sub_num int := (SELECT s.num FROM {schema}.subscriptions s WHERE s.id = sub_id);
     sub     record;
     lease   record;
     found_n int := 0;
     counted bigint := 0;
+    due_to  timestamptz;
+    done    text;
 BEGIN
     moved := 0;
+    done := set_config('synchronous_commit', 'off', true);  -- what it moves is in one of two places in any case
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'vacate needs isolation level read committed' USING ERRCODE = 'invalid_transaction_state';
     END IF;
@@ -49,7 +54,7 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Leases that have run out, and those held before, are for a sweep.
+    -- Those that are held are for a sweep.
     FOR lease IN
         SELECT l.ctid AS tid, l.slot, l.first_xid, l.first_seq, l.last_xid, l.last_seq, l.remaining, l.acked, l.deadline, l.consumer
         FROM {schema}.leases l
@@ -63,6 +68,7 @@ BEGIN
         FOR UPDATE SKIP LOCKED
     LOOP
         found_n := found_n + 1;
+        due_to := least(due_to, lease.deadline);
         IF NOT isempty(lease.remaining) THEN
             moved := moved + {schema}.to_deliveries(
                 sub_num, sub.topic_num, ARRAY[lease.first_xid], ARRAY[lease.first_seq], ARRAY[lease.last_xid], ARRAY[lease.last_seq],
@@ -72,11 +78,12 @@ BEGIN
         -- Nobody looks at it again.
         UPDATE {schema}.leases l SET remaining = '{}', acked = 0, deadline = '-infinity'
         WHERE l.slot = lease.slot AND l.ctid = lease.tid;
+        EXIT WHEN moved >= max_messages;
     END LOOP;
     IF found_n > 0 OR sub.slot = lease_slot THEN
         INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
         VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
-                sub.swept_to, sub.due_to, sub.acked + counted);
+                sub.swept_to, least(sub.due_to, due_to), sub.acked + counted);
     END IF;
-    outcome := CASE WHEN found_n = step THEN 'more' ELSE 'ok' END;
+    outcome := CASE WHEN found_n = step OR moved >= max_messages THEN 'more' ELSE 'ok' END;
 END $$;
