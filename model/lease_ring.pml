@@ -2,7 +2,7 @@
  * the creation of the subscription, and a reader with an old snapshot.
  *
  * Configurations: none, two consumers; ACKS, one consumer, and acks; READER, one consumer, and the reader; CUT_OFF, a
- * rotation may end halfway; PREPARED, transactions may be prepared.
+ * rotation may end halfway.
  *
  * One subscription, beside others of which no more is seen than that they have written to a slot. A claim takes one message,
  * whose number is its position; all are committed. Of what a sweep or vacate moves to deliveries no more is seen here. */
@@ -23,7 +23,7 @@ byte used;                 /* slots whose files are not empty */
 bool creating;             /* somebody holds ROW EXCLUSIVE on subscriptions */
 bool exists;               /* the subscription */
 byte locked;               /* the advisory lock: who has it */
-byte noted;                /* slots that were left, and where it is noted that this one may still write there */
+byte noted;                /* slots that were left, and where it is noted that he may still write there */
 #ifdef CUT_OFF
 byte left;                 /* slots that were left, and where nothing was noted */
 #endif
@@ -40,9 +40,6 @@ byte moved;                /* in deliveries */
 /* For the properties. */
 byte handed, acked_ever;
 
-#ifdef TRUNCATE_WITHOUT_LOCK
-byte wiped;                /* processes whose uncommitted rows are gone */
-#endif
 bool reading;
 byte to_find;              /* slots that the reader needs */
 byte marked, older;        /* slots; see slots.pml */
@@ -182,14 +179,7 @@ inline changing(me, copy, v) {
 				c++
 			:: else
 			fi;
-#ifdef TRUNCATE_WITHOUT_LOCK
-			if
-			:: has(wiped, me) -> wiped = wiped & ~bit(me)
-			:: else -> append(slot); cursor[slot] = c; swept_acked[slot] = a
-			fi;
-#else
 			append(slot); cursor[slot] = c; swept_acked[slot] = a;
-#endif
 			ended(me);
 			check();
 			c = 0; a = 0; sweeps = false; copies = false
@@ -275,11 +265,7 @@ proctype creator(byte me) {
 #else
 #define old_enough(s) (!has(older, s))
 #endif
-#ifdef TRUNCATE_WITHOUT_LOCK
-#define unlocked(s) true
-#else
 #define unlocked(s) (writers[s] == 0 && !(row_locked & leases_in(s)))
-#endif
 #ifdef CREATED_IN_SIGHT
 #define all_seen true
 #else
@@ -293,13 +279,13 @@ proctype creator(byte me) {
 #ifdef BROKEN_ROTATE_INTO_ANY
 #define is_empty(s) true
 #else
-#ifdef ROTATE_BY_ROWS
+#ifdef BROKEN_ROTATE_BY_ROWS
 #define is_empty(s) (gen[s] == 0 && !leases_in(s))
 #else
 #define is_empty(s) (!has(used, s))
 #endif
 #endif
-#ifdef LEAVE_EMPTY
+#ifdef BROKEN_LEAVE_EMPTY
 #define may_leave true
 #else
 #define may_leave has(used, current)
@@ -395,7 +381,12 @@ proctype maintenance() {
 		/* ACCESS EXCLUSIVE, for which it waits for those who have written there, and no other look */
 		if
 		:: d_step {
+#ifdef TRUNCATE_WITHOUT_LOCK
+			old_enough(s) -> /* nobody has one then */
+			must(unlocked(s), stale_cursor);
+#else
 			old_enough(s) && unlocked(s) ->
+#endif
 			must(!has(to_find, s), reader_missed_it);
 			gen[s] = 0; cursor[s] = 0; swept_acked[s] = 0;
 			do
@@ -408,9 +399,6 @@ proctype maintenance() {
 			:: else -> break
 			od;
 			i = 0;
-#ifdef TRUNCATE_WITHOUT_LOCK
-			wiped = wiped | writers[s];
-#endif
 			used = used & ~bit(s); marked = marked & ~bit(s); older = older & ~bit(s); s = 0;
 			check()
 		   }
@@ -422,8 +410,8 @@ done:
 	/* A crash: a sequence that nextval moved is ahead afterwards. */
 	:: d_step { locked == 0 && !creating -> current = (current + 1) % NS }
 #endif
-#if defined(PREPARED) && defined(BROKEN_PREPARED_NOT_NOTED)
-	/* PREPARE TRANSACTION: it has another virtual id from then on. */
+#ifdef BROKEN_PREPARED
+	/* Somebody has prepared it, and the server has been restarted: it has another virtual id from then on. */
 	:: d_step { (writers[0] | writers[1] | writers[2]) & bit(locked) -> noted = 0 }
 #endif
 	od
@@ -447,7 +435,11 @@ proctype vacater(byte me) {
 
 init {
 	atomic {
-		run creator(1); run consumer(2); run maintenance(); run vacater(5);
+		run creator(1); run consumer(2); run maintenance();
+#ifdef BROKEN_MAINTENANCE_WITHOUT_LOCK
+		run maintenance();
+#endif
+		run vacater(5);
 #ifdef READER
 		run reader()
 #else
