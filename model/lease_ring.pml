@@ -1,10 +1,11 @@
-/* The ring of lease slots, which hold cursor rows and leases: rotate, copy forward, mark and truncate, beside claims, sweeps,
- * acks, the creation of the subscription, and a reader with an old snapshot.
+/* The ring of lease slots, which hold cursor rows and leases: rotate, vacate, mark and truncate, beside claims, sweeps, acks,
+ * the creation of the subscription, and a reader with an old snapshot.
  *
- * Configurations: none, two consumers; ACKS, one consumer, and acks; READER, one consumer, and the reader.
+ * Configurations: none, two consumers; ACKS, one consumer, and acks; READER, one consumer, and the reader; CUT_OFF, a
+ * rotation may end halfway.
  *
- * One subscription. A claim takes one message, whose number is its position; all are committed. Of what a sweep moves to
- * deliveries no more is seen here. */
+ * One subscription, beside others of which no more is seen than that they have written to a slot. A claim takes one message,
+ * whose number is its position; all are committed. Of what a sweep or vacate moves to deliveries no more is seen here. */
 
 #ifndef NM
 #define NM 2
@@ -17,10 +18,15 @@ byte current;              /* the current slot: a sequence, no matter of snapsho
 byte gen[NS];              /* the newest committed cursor row in a slot: 0, there is none; 3, it is the newest of all; else in order */
 byte cursor[NS];           /* what that row says: the next message, */
 byte swept_acked[NS];      /* and how many were acked in leases that were swept */
-byte writers[NS];          /* processes that hold ROW EXCLUSIVE on a slot: they have inserted there, or acked */
-byte exclusive;            /* 1 + the slot that truncate holds ACCESS EXCLUSIVE on */
+byte writers[NS];          /* processes that hold ROW EXCLUSIVE on a slot, because they have inserted there */
+byte used;                 /* slots whose files are not empty */
+bool creating;             /* somebody holds ROW EXCLUSIVE on subscriptions */
 bool exists;               /* the subscription */
 byte locked;               /* the advisory lock: who has it */
+byte noted;                /* slots that were left, and where it is noted that he may still write there */
+#ifdef CUT_OFF
+byte left;                 /* slots that were left, and where nothing was noted */
+#endif
 
 /* Leases, by message. */
 byte lease_slot[NM];       /* 1 + slot; 0: there is none */
@@ -30,9 +36,6 @@ byte held;                 /* but its row was locked */
 byte row_locked;
 
 byte moved;                /* in deliveries */
-#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
-byte wiped;                /* processes whose uncommitted rows are gone */
-#endif
 
 /* For the properties. */
 byte handed, acked_ever;
@@ -40,7 +43,6 @@ byte handed, acked_ever;
 bool reading;
 byte to_find;              /* slots that the reader needs */
 byte marked, older;        /* slots; see slots.pml */
-byte changed;              /* slots that got a row since their mark */
 
 /* s = the slot with the newest cursor row */
 inline find_newest(s) {
@@ -70,7 +72,7 @@ inline append(s) {
 	:: else ->
 		gen[after(s)] = (gen[after(s)] -> 1 : 0); gen[before(s)] = (gen[before(s)] -> 1 : 0)
 	fi;
-	gen[s] = 3; changed = changed | bit(s)
+	gen[s] = 3
 }
 
 inline check() {
@@ -94,12 +96,26 @@ inline check() {
 	j = 0; n = 0; total = 0
 }
 
-/* One transaction under the subscription's lock: a claim, which may sweep; or what copies the cursor forward. */
-inline changing(me, copy) {
+#if NM == 1
+#define leases_in(s) (lease_slot[0] == (s) + 1 -> 1 : 0)
+#else
+#define leases_in(s) ((lease_slot[0] == (s) + 1 -> 1 : 0) | (lease_slot[1] == (s) + 1 -> 2 : 0))
+#endif
+
+#define write(me) writers[slot] = writers[slot] | bit(me); used = used | bit(slot)
+
+/* A transaction has ended, and its locks go. */
+inline ended(me) {
+	writers[slot] = writers[slot] & ~bit(me); slot = 0;
+	if :: locked == me -> locked = 0; noted = 0 :: else fi
+}
+
+/* One transaction under the subscription's lock: a claim, which may sweep; or vacate, of slot v. */
+inline changing(me, copy, v) {
 #ifdef BROKEN_SLOT_READ_BEFORE_LOCK
 	slot = current;
 #endif
-#ifdef BROKEN_COPY_WITHOUT_LOCK
+#ifdef BROKEN_VACATE_WITHOUT_LOCK
 	if
 	:: !copy -> atomic { locked == 0 -> locked = me }
 	:: copy
@@ -118,24 +134,27 @@ inline changing(me, copy) {
 		fi;
 		must(gen[at] == 3, stale_cursor);
 		c = cursor[at]; a = swept_acked[at];
+		copies = copy && at == v;
 		at = 0
 	};
 	if
-	:: copy || c < NM ->
-		atomic { exclusive != slot + 1 -> writers[slot] = writers[slot] | bit(me) };
+	:: copies || copy && (leases_in(v) & ~swept) || !copy && c < NM ->
+		d_step { write(me) };
 		/* It may take any time until it commits. */
 		if
 		:: !copy -> sweeps = true
 		:: sweeps = false
 		fi;
-		d_step {
+		if
+		:: d_step {
 			if
-			:: sweeps ->
+			:: copy || sweeps ->
 				i = 0;
 				do
 				:: i < NM ->
 					if
-					:: lease_slot[i] && (!has(swept, i) || has(held, i)) ->
+					:: (copy -> lease_slot[i] == v + 1 && !has(swept, i) && !has(row_locked, i) :
+						lease_slot[i] && (!has(swept, i) || has(held, i))) ->
 						if
 						:: has(row_locked, i) -> held = held | bit(i)
 						:: else ->
@@ -144,7 +163,7 @@ inline changing(me, copy) {
 							moved = moved | (remaining & bit(i));
 							remaining = remaining & ~bit(i)
 						fi;
-						swept = swept | bit(i)
+						swept = swept | bit(i) /* by vacate: its deadline is -infinity */
 					:: else
 					fi;
 					i++
@@ -160,30 +179,24 @@ inline changing(me, copy) {
 				c++
 			:: else
 			fi;
-#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
-			if
-			:: has(wiped, me) -> wiped = wiped & ~bit(me)
-			:: else -> append(slot); cursor[slot] = c; swept_acked[slot] = a
-			fi;
-#else
 			append(slot); cursor[slot] = c; swept_acked[slot] = a;
-#endif
-			writers[slot] = writers[slot] & ~bit(me);
+			ended(me);
 			check();
-			if :: locked == me -> locked = 0 :: else fi;
-			slot = 0; c = 0; a = 0; sweeps = false
-		}
-	:: else -> d_step { locked = 0; slot = 0; c = 0; a = 0 }
+			c = 0; a = 0; sweeps = false; copies = false
+		   }
+		:: d_step { ended(me); c = 0; a = 0; sweeps = false; copies = false } /* rolled back; the files have grown */
+		fi
+	:: else -> d_step { ended(me); c = 0; a = 0 }
 	fi
 }
 
 proctype consumer(byte me) {
 	byte slot, at, c, a;
-	bool sweeps;
+	bool sweeps, copies;
 
 	exists;
 	do
-	:: changing(me, false)
+	:: changing(me, false, 0)
 	od
 }
 
@@ -194,8 +207,8 @@ proctype acker(byte me) {
 	do
 	:: atomic {
 		if
-		:: has(remaining, 0) && exclusive != lease_slot[0] -> m = 0
-		:: has(remaining, NM - 1) && exclusive != lease_slot[NM - 1] -> m = NM - 1
+		:: has(remaining, 0) -> m = 0
+		:: has(remaining, NM - 1) -> m = NM - 1
 		fi;
 		row_locked = row_locked | bit(m)
 	   };
@@ -207,23 +220,19 @@ proctype acker(byte me) {
 	od
 }
 
-/* create_subscription: the slot is read, the row written later, and committed later still. */
+/* create_subscription: a row in subscriptions, the lock, the slot is read, the cursor row is written later, and all committed
+ * later still. */
 proctype creator(byte me) {
 	byte slot;
 
-	slot = current;
-	atomic { exclusive != slot + 1 -> writers[slot] = writers[slot] | bit(me) };
-	d_step {
-		append(slot); exists = true;
-		writers[slot] = writers[slot] & ~bit(me); slot = 0
-	}
-}
-
-#if NM == 1
-#define leases_in(s) (lease_slot[0] == (s) + 1 -> 1 : 0)
-#else
-#define leases_in(s) ((lease_slot[0] == (s) + 1 -> 1 : 0) | (lease_slot[1] == (s) + 1 -> 2 : 0))
+	creating = true;
+#ifndef CREATED_WITHOUT_LOCK
+	atomic { locked == 0 -> locked = me };
 #endif
+	slot = current;
+	d_step { write(me) };
+	d_step { append(slot); exists = true; creating = false; ended(me) }
+}
 
 #ifdef BROKEN_TRUNCATE_OPEN_LEASES
 #define BROKEN_TRUNCATE_UNSWEPT
@@ -242,10 +251,11 @@ proctype creator(byte me) {
 #else
 #define held_in(s) (leases_in(s) & held)
 #endif
+#define newest_is_in(s) (gen[s] && gen[s] > gen[after(s)] && gen[s] > gen[before(s)])
 #ifdef BROKEN_TRUNCATE_NEWEST_CURSOR
 #define newest_in(s) false
 #else
-#define newest_in(s) (gen[s] && gen[s] > gen[after(s)] && gen[s] > gen[before(s)])
+#define newest_in(s) newest_is_in(s)
 #endif
 /* Whether a snapshot shows nothing in the slot that is needed. */
 #define not_needed(s) (!newest_in(s) && !open_leases(s) && !unswept(s) && !held_in(s))
@@ -255,20 +265,36 @@ proctype creator(byte me) {
 #else
 #define old_enough(s) (!has(older, s))
 #endif
-#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
-#define unlocked(s) true
-#else
 #define unlocked(s) (writers[s] == 0 && !(row_locked & leases_in(s)))
-#endif
-#ifdef BROKEN_TRUNCATE_KEEPS_MARK
-#define as_marked(s) not_needed(s)
+#ifdef CREATED_IN_SIGHT
+#define all_seen true
 #else
-#ifdef BROKEN_TRUNCATE_WITHOUT_RECHECK
-#define as_marked(s) true
+#define all_seen (!creating) /* SHARE on subscriptions */
+#endif
+#ifdef BROKEN_STRAYS_NOT_AWAITED
+#define no_strays(s) true
 #else
-#define as_marked(s) (!has(changed, s))
+#define no_strays(s) (!has(noted, s))
+#endif
+#ifdef BROKEN_ROTATE_INTO_ANY
+#define is_empty(s) true
+#else
+#ifdef BROKEN_ROTATE_BY_ROWS
+#define is_empty(s) (gen[s] == 0 && !leases_in(s))
+#else
+#define is_empty(s) (!has(used, s))
 #endif
 #endif
+#ifdef BROKEN_LEAVE_EMPTY
+#define may_leave true
+#else
+#define may_leave has(used, current)
+#endif
+
+/* Who has the lock may have read that s is the current slot. */
+inline note(s) {
+	if :: locked -> noted = noted | bit(s) :: else fi
+}
 
 proctype reader() {
 	byte n;
@@ -293,100 +319,127 @@ proctype reader() {
 	od
 }
 
-proctype maintenance(byte me) {
-	byte slot, at, c, a, s;
-	bool sweeps;
+/* Maintenance works under a lock of its own: one of these steps at a time. */
+proctype maintenance() {
+	byte s;
 
 	do
-#ifdef BROKEN_ROTATE_WITHOUT_LOCK
-	:: atomic {
-		s = (current + 1) % NS;
-		if
-		:: gen[s] == 0 && !leases_in(s)
-		:: else -> s = 9
-		fi
-	   };
-		if
-		:: s != 9 -> current = s
-		:: else
-		fi;
-		s = 0
-#else
-	:: atomic { /* rotate: SHARE on the next slot, so that nobody has a row there that this does not see */
-		s = (current + 1) % NS;
-		if
-#ifdef BROKEN_ROTATE_INTO_ANY
-		:: true -> current = s
-#else
-		:: writers[s] == 0 && gen[s] == 0 && !leases_in(s) -> current = s
+	:: used = used | bit(current) /* other subscriptions */
+	:: /* rotate */
+		atomic {
+			may_leave && is_empty((current + 1) % NS) -> s = current;
+#ifdef BROKEN_NOTED_BEFORE_SETVAL
+			note(s)
 #endif
-		:: else
-		fi;
-		s = 0
-	   }
+		};
+		current = (s + 1) % NS;
+		if
+#ifndef BROKEN_NOTED_BEFORE_SETVAL
+		:: d_step { note(s); s = 0 }
+#else
+		:: s = 0
 #endif
-	:: exists -> /* copy forward, where the newest row is in a slot that is not the current one */
-		d_step { find_newest(s); s = (s != current -> 1 : 0) };
-		if
-		:: s -> s = 0; changing(me, true)
-		:: else
+#ifdef CUT_OFF
+		:: d_step { left = left | bit(s); s = 0 } /* rolled back, but for the sequence */
+#endif
 		fi
-	:: atomic { /* mark */
-		if :: s = 0 :: s = 1 :: s = 2 fi;
-		if
-		:: s != current && !has(marked, s) && not_needed(s) -> /* rows of other subscriptions may be in it, so it need have none of this one */
-			marked = marked | bit(s); changed = changed & ~bit(s);
-			if
-			:: reading -> older = older | bit(s)
-			:: else
-			fi
-		:: else
-		fi;
-		s = 0
-	   }
-	:: /* truncate */
+	:: /* truncate: first the look, and the mark if there is none */
 		atomic {
 			if :: s = 0 :: s = 1 :: s = 2 fi;
 			if
-			:: has(marked, s) && old_enough(s) && unlocked(s) -> exclusive = s + 1
-			:: else -> s = 0; goto done
-			fi
-		};
-		d_step {
-			if
-			:: as_marked(s) ->
-				must(!has(to_find, s), reader_missed_it);
-#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
-				wiped = wiped | writers[s];
-#endif
-				gen[s] = 0; cursor[s] = 0; swept_acked[s] = 0;
-				do
-				:: i < NM ->
-					if
-					:: lease_slot[i] == s + 1 -> lease_slot[i] = 0; swept = swept & ~bit(i); held = held & ~bit(i)
-					:: else
-					fi;
-					i++
-				:: else -> break
-				od;
-				i = 0
+			:: s == current || !has(used, s) -> s = 0; goto done
 			:: else
 			fi;
-			marked = marked & ~bit(s); changed = changed & ~bit(s); older = older & ~bit(s);
-			check();
-			exclusive = 0; s = 0
+#if defined(CUT_OFF) && !defined(BROKEN_CUT_OFF_NOT_NOTED)
+			if
+			:: has(left, s) -> left = left & ~bit(s); note(s)
+			:: else
+			fi;
+#endif
+			if
+			:: has(marked, s) ->
+#ifdef LOOK_ONCE
+				skip
+#else
+				if
+				:: not_needed(s)
+				:: else -> marked = marked & ~bit(s); older = older & ~bit(s); s = 0; goto done
+				fi
+#endif
+			:: else ->
+				if
+				:: no_strays(s) && all_seen && not_needed(s) ->
+					marked = marked | bit(s);
+					if
+					:: reading -> older = older | bit(s)
+					:: else
+					fi
+				:: else -> s = 0; goto done
+				fi
+			fi
 		};
+		/* ACCESS EXCLUSIVE, for which it waits for those who have written there, and no other look */
+		if
+		:: d_step {
+#ifdef TRUNCATE_WITHOUT_LOCK
+			old_enough(s) -> /* nobody has one then */
+			must(unlocked(s), stale_cursor);
+#else
+			old_enough(s) && unlocked(s) ->
+#endif
+			must(!has(to_find, s), reader_missed_it);
+			gen[s] = 0; cursor[s] = 0; swept_acked[s] = 0;
+			do
+			:: i < NM ->
+				if
+				:: lease_slot[i] == s + 1 -> lease_slot[i] = 0; swept = swept & ~bit(i); held = held & ~bit(i)
+				:: else
+				fi;
+				i++
+			:: else -> break
+			od;
+			i = 0;
+			used = used & ~bit(s); marked = marked & ~bit(s); older = older & ~bit(s); s = 0;
+			check()
+		   }
+		:: s = 0 /* an older snapshot, or lock_timeout */
+		fi;
 done:
 		skip
 #ifdef BROKEN_ROTATE_BY_NEXTVAL
-	:: d_step { current = (current + 1) % NS } /* a crash: a sequence that nextval moved is ahead afterwards */
+	/* A crash: a sequence that nextval moved is ahead afterwards. */
+	:: d_step { locked == 0 && !creating -> current = (current + 1) % NS }
 #endif
+#ifdef BROKEN_PREPARED
+	/* Somebody has prepared it, and the server has been restarted: it has another virtual id from then on. */
+	:: d_step { (writers[0] | writers[1] | writers[2]) & bit(locked) -> noted = 0 }
+#endif
+	od
+}
+
+/* vacate, with any slot but the current one */
+proctype vacater(byte me) {
+	byte slot, at, c, a, v;
+	bool sweeps, copies;
+
+	exists;
+	do
+	:: atomic {
+		if :: v = 0 :: v = 1 :: v = 2 fi;
+		v != current && (newest_is_in(v) || (leases_in(v) & ~swept))
+	   };
+		changing(me, true, v);
+		v = 0
 	od
 }
 
 init {
 	atomic {
-		run creator(1); run consumer(2); run maintenance(5);
+		run creator(1); run consumer(2); run maintenance();
+#ifdef BROKEN_MAINTENANCE_WITHOUT_LOCK
+		run maintenance();
+#endif
+		run vacater(5);
 #ifdef READER
 		run reader()
 #else

@@ -577,7 +577,7 @@ end:	do
 #ifdef BROKEN_SPILL_LEAVES_LEASES
 				:: true
 #endif
-				:: lock[i] == 0 -> /* SKIP LOCKED */
+				:: lock[i] == 0 && db.deadline[i] > db.swept_to -> /* SKIP LOCKED; what has run out is for a sweep */
 					j = 0;
 					do
 					:: j < NM ->
@@ -598,7 +598,8 @@ end:	do
 						j++
 					:: else -> break
 					od;
-					db.remaining[i] = 0
+					/* Nobody looks at it again: -infinity. */
+					db.remaining[i] = 0; db.acked = db.acked + db.lease_acked[i]; db.lease_acked[i] = 0; db.deadline[i] = 0
 				:: else
 				fi;
 				i++
@@ -608,8 +609,8 @@ end:	do
 			i = 0;
 			do
 			:: i < NM ->
-				/* A spill leaves nothing that is in the way, but for what is locked. */
-				must(db.remaining[i] == 0 || lock[i], slot_stuck);
+				/* A spill leaves nothing that is in the way, but for what is locked, or was. */
+				must(db.remaining[i] == 0 || lock[i] || has(db.held, i), slot_stuck);
 				stale[i] = 0; i++
 			:: else -> break
 			od;

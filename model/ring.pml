@@ -6,7 +6,7 @@
 byte current;       /* the current slot: a sequence, no matter of snapshots */
 byte in_slot[NS];   /* transactions with a row there, committed or not */
 byte writers[NS];   /* those that hold ROW EXCLUSIVE on it, which they do until they have ended */
-byte exclusive;     /* 1 + the slot that truncate holds ACCESS EXCLUSIVE on */
+byte exclusive;     /* 1 + the slot that truncate lets nobody write to */
 byte wrote;         /* for the properties: all rows there ever were */
 
 #if NS == 2
@@ -47,7 +47,7 @@ inline rotate() {
 		s = (current + 1) % NS;
 		if
 #ifndef ROTATE_INTO_ANY
-		:: (in_slot[s] & committed) -> skip
+		:: in_slot[s] -> skip /* its files are not empty */
 #endif
 		:: else -> current = s
 		fi;

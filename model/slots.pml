@@ -111,6 +111,26 @@ proctype reader() {
 #define truncatable(s) (s != current)
 #endif
 
+/* SHARE on the slot. */
+#ifdef BROKEN_TRUNCATE_WITHOUT_SHARE
+#define unwritten(s) true
+#else
+#define unwritten(s) (writers[s] == 0)
+#endif
+
+#ifdef BROKEN_TRUNCATE_KEEPS_MARK
+#define newer_rows(s) false
+#else
+#define newer_rows(s) (in_slot[s] & committed & ~mark_rows[s])
+#endif
+
+inline unmark(s) {
+	marked = marked & ~bit(s); mark_rows[s] = 0; older = older & ~bit(s);
+#ifdef BROKEN_TRUNCATE_AWAITS_XIDS_ONLY
+	mark_open[s] = 0
+#endif
+}
+
 proctype maintenance() {
 	byte s, p, moved, passed, finished;
 
@@ -150,66 +170,58 @@ proctype maintenance() {
 		:: else -> s = 0
 		fi
 	   }
-	:: atomic { /* mark: a snapshot that shows nothing in the slot that is needed */
-		pick(s);
-		if
-		:: truncatable(s) && !has(marked, s) && all_seen && (in_slot[s] & committed) && not_needed(s) ->
-			d_step {
-				marked = marked | bit(s); mark_rows[s] = in_slot[s] & committed;
-#ifdef BROKEN_TRUNCATE_AWAITS_XIDS_ONLY
-				mark_open[s] = in_progress;
-#endif
-				if
-				:: reading -> older = older | bit(s)
-				:: else
-				fi;
-				s = 0
-			}
-		:: else -> s = 0
-		fi
-	   }
-	:: /* truncate */
+	:: /* truncate: a look, and the mark if there is none */
 		atomic {
 			pick(s);
 			if
-			:: has(marked, s) && old_enough(s)
-			:: else -> s = 0; goto done
-			fi
-		};
-		atomic {
-			if
-#ifdef BROKEN_TRUNCATE_WITHOUT_LOCK
-			:: exclusive = s + 1
-#else
-			:: writers[s] == 0 -> exclusive = s + 1
-			:: s = 0; goto done /* lock_timeout */
-#endif
-			fi
-		};
-		d_step {
-			if
-#ifdef BROKEN_TRUNCATE_WITHOUT_RECHECK
-			:: true ->
-#else
-#ifdef BROKEN_TRUNCATE_KEEPS_MARK
-			:: not_needed(s) ->
-#else
-			:: !(in_slot[s] & committed & ~mark_rows[s]) ->
-#endif
-#endif
-				must(!(in_slot[s] & to_find), reader_missed_it);
-				in_slot[s] = 0;
-				nothing_is_lost()
-			:: else /* there are rows that the mark did not see: it is void */
+			:: truncatable(s) && in_slot[s] && unwritten(s)
+			:: else -> s = 0; goto done /* lock_timeout */
 			fi;
-			marked = marked & ~bit(s); mark_rows[s] = 0; older = older & ~bit(s);
-#ifdef BROKEN_TRUNCATE_AWAITS_XIDS_ONLY
-			mark_open[s] = 0;
+			if
+			:: has(marked, s) && !newer_rows(s) ->
+#ifdef LOOK_ONCE
+				skip
+#else
+				if
+				:: not_needed(s)
+				:: else -> unmark(s); s = 0; goto done
+				fi
 #endif
-			exclusive = 0; s = 0
+			:: else ->
+				if
+				:: all_seen && not_needed(s) ->
+					unmark(s);
+					marked = marked | bit(s); mark_rows[s] = in_slot[s] & committed;
+#ifdef BROKEN_TRUNCATE_AWAITS_XIDS_ONLY
+					mark_open[s] = in_progress;
+#endif
+					if
+					:: reading -> older = older | bit(s)
+					:: else
+					fi
+				:: all_seen && !not_needed(s) -> unmark(s); s = 0; goto done
+				:: else -> s = 0; goto done
+				fi
+			fi;
+#ifndef BROKEN_TRUNCATE_WITHOUT_SHARE
+			exclusive = s + 1 /* no writers until it is over */
+#endif
 		};
+		if
+		:: d_step {
+			old_enough(s) && writers[s] == 0 -> /* ACCESS EXCLUSIVE, and no other look */
+			must(!(in_slot[s] & to_find), reader_missed_it);
+			in_slot[s] = 0; unmark(s); exclusive = 0; s = 0;
+			nothing_is_lost()
+		   }
+		:: d_step { exclusive = 0; s = 0 } /* an older snapshot, or lock_timeout */
+		fi;
 done:
 		skip
+#ifdef BROKEN_SNAPSHOT_HANDED_ON
+	/* The reader has its snapshot from another transaction, which has ended. */
+	:: d_step { reading -> older = 0 }
+#endif
 	od
 }
 
