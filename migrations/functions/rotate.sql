@@ -24,6 +24,7 @@ BEGIN
                         ELSE (SELECT last_value FROM {schema}.lease_slot) END;
     SELECT s.since, {schema}.slot_bytes(s.ring, s.slot) AS bytes INTO current
     FROM {schema}.slots s WHERE s.ring = rotate.ring AND s.slot = number & 3;
+    -- That an empty one is not left is a rule, too: somebody may be about to write into it.
     IF current.bytes = 0 OR current.since > now_at - older_than AND current.bytes < max_bytes THEN
         RETURN 'young';
     END IF;

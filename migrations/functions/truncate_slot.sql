@@ -38,9 +38,10 @@ BEGIN
         RETURN;
     END IF;
     SELECT s.* INTO state FROM {schema}.slots s WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
-    IF state.until IS NULL THEN
+    IF state.until IS NULL THEN  -- protection: rotation cut off
         -- It was left, but rotate was cut off before it said so; or somebody has written into it after it was truncated.
-        UPDATE {schema}.slots s SET until = {schema}.clock(), waits_for = {schema}.subscription_holders()
+        UPDATE {schema}.slots s
+        SET until = {schema}.clock(), unneeded_at = NULL, seen = NULL, waits_for = {schema}.subscription_holders()
         WHERE s.ring = truncate_slot.ring AND s.slot = truncate_slot.slot;
         outcome := 'locked';
         RETURN;
@@ -58,6 +59,9 @@ BEGIN
         ELSIF state.unneeded_at IS NULL
               AND EXISTS (SELECT FROM pg_locks l WHERE l.virtualtransaction = ANY (state.waits_for)) THEN  -- protection: strays
             outcome := 'locked';
+            RETURN;
+        ELSIF EXISTS (SELECT FROM unnest({schema}.subscription_holders()) h WHERE h LIKE '-1/%') THEN
+            outcome := 'locked';  -- a prepared transaction has another virtual id after a restart
             RETURN;
         END IF;
         needed := {schema}.slot_needed(ring, slot);
