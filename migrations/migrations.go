@@ -32,7 +32,7 @@ var functions embed.FS
 
 // oldestBinary is the oldest schema version whose binaries still work on the schema that these files make. Raise it
 // when a table or function that they use goes away.
-const oldestBinary = 1
+const oldestBinary = 2
 
 // ErrSchemaName means that a schema name was not made of 1 to 63 lower-case letters, digits and underscores, the first
 // no digit, or began with pg_.
