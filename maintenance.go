@@ -130,10 +130,10 @@ const (
 	stepsAPass = 100
 )
 
-// Run does the maintenance that nobody else does until ctx ends, and then returns nil: every 10 seconds, or as the settings
-// say, it ends what has expired, as [Broker.CleanupStuck] does, and gives space back, as [Broker.CleanupAcked] does. Any number of processes may run
-// it at once; none of them is a leader, each step is made by one. What fails, because the database is away for example, is
-// logged and tried again.
+// Run does the maintenance that nobody else does until ctx ends, and then returns nil: at once and then every 10 seconds, or
+// as the settings say, it ends what has expired, as [Broker.CleanupStuck] does, and gives space back, as
+// [Broker.CleanupAcked] does. Any number of processes may run it at once; none of them is a leader, each step is made by one.
+// What fails, because the database is away for example, is logged and tried again.
 func (b *Broker) Run(ctx context.Context) error {
 	for {
 		if err := b.pass(ctx); err != nil && ctx.Err() == nil {
@@ -210,20 +210,13 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 		return outcome, err
 	}
 	outcome, err := truncate()
-	if err != nil {
-		return err
-	}
-	var moveErr error
 	if outcome == store.Needed && slot.Left >= min(settings.SlotAge, settings.SpillAfter) { // most of it is over by itself before that
-		moveErr = b.moveOut(ctx, slot, settings, freed)
-		if outcome, err = truncate(); err != nil {
-			return errors.Join(moveErr, err)
-		}
+		moveErr := b.moveOut(ctx, slot, settings, freed)
+		outcome, err = truncate()
+		err = errors.Join(moveErr, err)
 	}
-	if outcome == store.Waiting { // the first time it finds that nothing is needed
-		if outcome, err = truncate(); err != nil {
-			return err
-		}
+	if outcome == store.Waiting && err == nil { // the first time it finds that nothing is needed
+		outcome, err = truncate()
 	}
 	switch outcome {
 	case store.Truncated:
@@ -233,7 +226,7 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 	case store.Waiting, store.Locked:
 		freed.Waiting++
 	}
-	return moveErr
+	return err
 }
 
 // moveOut moves what subscriptions have in a slot out of it: leases and cursors to where the others are, leased messages to

@@ -412,8 +412,8 @@ func (m *Message) decodeAttributes(text *string) error {
 
 // Ack marks messages as done; they are not delivered again. It returns how many of them this call acked: messages that
 // are not with a consumer, of another subscription or acked before are passed over. An ack that comes after the ack deadline
-// counts while the message is not a dead letter; it goes by the id, so it also acks a delivery to somebody else. Its commit is durable, as far as
-// the session's synchronous_commit has it. It takes up to 10,000 ids.
+// counts while the message is not a dead letter; it goes by the id, so it also acks a delivery to somebody else. Its commit is
+// durable, as far as the session's synchronous_commit has it. It takes up to 10,000 ids.
 //
 // When ctx is cancelled, the messages may have been acked all the same.
 //

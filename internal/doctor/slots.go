@@ -53,22 +53,8 @@ SELECT coalesce((SELECT extract(epoch FROM {schema}.clock() - min(m.created_at))
        coalesce((SELECT pg_snapshot_xmax(pg_current_snapshot())::text::bigint - max(m.xid) FROM {schema}.messages_%[1]d m WHERE m.ctid >= '(%[2]d,0)'), -1)`
 
 // getReaders has the subscriptions that still need a slot of the log: for what they have not looked at, that of late
-// transactions included, or for what is leased. LIMIT makes it go from a lease to its messages, not the other way round.
-const getReaders = `
-SELECT s.id,
-       EXISTS (SELECT FROM {schema}.messages_%[1]d m
-               WHERE m.topic_num = s.topic_num AND (m.xid, m.base) >= (c.xid, c.seq & ~65535::bigint) AND (m.xid, m.base + m.n - 1) > (c.xid, c.seq))
-       OR EXISTS (SELECT FROM unnest(c.late_xids, c.late_seqs) l(xid, seq)
-                  CROSS JOIN LATERAL (SELECT FROM {schema}.messages_%[1]d m
-                                      WHERE m.topic_num = s.topic_num AND m.xid = l.xid AND m.base + m.n - 1 > l.seq LIMIT 1) m) AS unread,
-       EXISTS (SELECT FROM ` + openLeases + ` l
-               CROSS JOIN LATERAL (SELECT FROM {schema}.messages_%[1]d m
-                                   WHERE m.topic_num = s.topic_num AND (m.xid, m.base) >= (l.first_xid, l.first_seq & ~65535::bigint)
-                                     AND (m.xid, m.base) <= (l.last_xid, l.last_seq) AND int8range(m.base, m.base + m.n) && l.remaining LIMIT 1) m
-               WHERE NOT isempty(l.remaining)) AS leased
-FROM {schema}.subscriptions s
-CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
-ORDER BY s.id`
+// transactions included, or for what is leased.
+const getReaders = `SELECT sub_id, backlog, leased FROM {schema}.message_slot_needs(%d::smallint) ORDER BY sub_id`
 
 // checkMessageSlots looks at the ring of the log.
 func (e *examiner) checkMessageSlots(ctx context.Context) error {
@@ -206,7 +192,7 @@ func (e *examiner) addSlot(s slot, current int, age time.Duration, f facts, text
 // getHolders has the subscriptions that still need a slot of leases: for leases that are open or not yet counted, or
 // because their newest cursor is there, which moves when they are consumed from.
 const getHolders = `
-SELECT s.id, EXISTS (SELECT FROM ` + openLeases + ` l WHERE l.slot = %[1]d) AS leases, c.slot = %[1]d
+SELECT s.id, EXISTS (SELECT FROM {schema}.open_leases(s.num, c.swept_to) l WHERE l.slot = %[1]d) AS leases, c.slot = %[1]d
 FROM {schema}.subscriptions s
 CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
 ORDER BY s.id`

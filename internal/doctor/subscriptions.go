@@ -204,21 +204,6 @@ func (e *examiner) checkDeadLetters(ctx context.Context) error {
 	return nil
 }
 
-// openLeases are the leases of a subscription s with the newest cursor c that were not swept yet: those that sweep will look
-// at, and those that it could not.
-const openLeases = `(
-    SELECT l.* FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to
-    UNION ALL
-    SELECT l.* FROM {schema}.held_leases h
-    CROSS JOIN LATERAL (
-        SELECT l.* FROM {schema}.leases l
-        WHERE l.sub = h.sub AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
-          AND l.slot = h.slot AND l.deadline <= c.swept_to
-        LIMIT 1
-    ) l
-    WHERE h.sub = s.num
-)`
-
 // getLeases has what is leased, and nobody has looked at since its deadline, or whose deadline is far away.
 const getLeases = `
 SELECT s.id, l.deadline < {schema}.clock(), sum(l.n)::bigint, max(abs(extract(epoch FROM {schema}.clock() - l.deadline)))::float8, min(l.consumer)
@@ -230,7 +215,7 @@ CROSS JOIN LATERAL (
     WHERE l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to AND NOT isempty(l.remaining)
     UNION ALL
     SELECT d.next_at, d.consumer, 1 FROM {schema}.deliveries d
-    WHERE d.sub = s.num AND d.state <> 'acked' AND d.state <> 'dead' AND d.state = 'leased'
+    WHERE d.sub = s.num AND d.state = 'leased'
 ) l
 WHERE l.deadline < {schema}.clock() - make_interval(secs => $1) OR l.deadline > {schema}.clock() + make_interval(secs => $2)
 GROUP BY 1, 2

@@ -1,8 +1,8 @@
 -- ack takes messages out of their leases, in the caller's transaction, which may have any isolation level. It returns
 -- how many messages this call acked: each is acked once, by one call, which makes it a fence inside the caller's
 -- transaction. NULL means that there is no such subscription; messages that are not leased are ignored, but for those whose
--- lease has run out: somebody has done the work. It goes by the id, whoever has the message now. (Of a made-up position only seq counts if
--- it falls into a lease; ids that were handed out have the right pair.)
+-- lease has run out: somebody has done the work. It goes by the id, whoever has the message now. (Of a made-up position only
+-- seq counts if it falls into a lease; ids that were handed out have the right pair.)
 --
 -- Messages come as stretches: those of transaction xids[i] with los[i] <= seq < his[i], ascending by (xid, lo).
 --

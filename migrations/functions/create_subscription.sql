@@ -29,7 +29,7 @@ BEGIN
         RETURN CASE WHEN EXISTS (SELECT FROM {schema}.subscriptions s WHERE s.id = sub_id)
                     THEN 'exists' ELSE 'no_topic' END;
     END IF;
-    PERFORM pg_advisory_xact_lock('{schema}.leases'::regclass::oid::bigint::bit(32)::int, new_num);  -- see rotate
+    PERFORM pg_advisory_xact_lock({schema}.lock_class(), new_num);  -- see rotate
     own_xid := pg_current_xact_id()::text::bigint;
     INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
     SELECT 1, xmax - 1, (1::bigint << 62) - 1, new_num, (SELECT last_value FROM {schema}.lease_slot) & 3,

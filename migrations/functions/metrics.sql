@@ -61,18 +61,7 @@ BEGIN
                   AND int8range(m.base, m.base + m.n) && l.remaining
                 ORDER BY m.xid, m.base LIMIT 1)) AS oldest_at
     INTO part
-    FROM (
-        SELECT l.* FROM {schema}.leases l WHERE l.sub = sub.sub AND l.deadline > '-infinity' AND l.deadline > sub.swept_to
-        UNION ALL
-        SELECT l.* FROM {schema}.held_leases h
-        CROSS JOIN LATERAL (
-            SELECT l.* FROM {schema}.leases l
-            WHERE l.sub = h.sub AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
-              AND l.slot = h.slot AND l.deadline <= sub.swept_to
-            LIMIT 1
-        ) l
-        WHERE h.sub = sub.sub
-    ) l;
+    FROM {schema}.open_leases(sub.sub, sub.swept_to) l;
     delivered := delivered + coalesce(part.size, 0);
     acked := acked + coalesce(part.acked, 0);
     oldest_at := least(oldest_at, part.oldest_at);

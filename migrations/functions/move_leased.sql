@@ -53,7 +53,7 @@ BEGIN
         -- transaction, the log has to say whose a seq is.
         IF keys.one_xid THEN
             wanted := (SELECT range_agg(int8range(r.lo, r.hi)) FROM unnest(xids, los, his, attempts) r(xid, lo, hi, attempt)
-                       WHERE r.xid = xids[1] AND coalesce(r.attempt, 0) IN (0, 1));
+                       WHERE r.xid = xids[1] AND r.lo < r.hi AND coalesce(r.attempt, 0) IN (0, 1));
         ELSE
             wanted := (
                 SELECT range_agg(int8range(greatest(r.lo, m.base), least(r.hi, m.base + m.n)))

@@ -11,7 +11,7 @@ LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 AS $$
 DECLARE
-    class   CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    class   CONSTANT int := {schema}.lock_class();
     now_at  CONSTANT timestamptz := {schema}.clock();
     counter CONSTANT regclass := CASE ring WHEN 'messages' THEN '{schema}.message_slot' ELSE '{schema}.lease_slot' END;
     number  bigint;

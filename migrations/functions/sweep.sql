@@ -18,7 +18,7 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     step  CONSTANT int := 1000;  -- rows that were acked
-    class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    class CONSTANT int := {schema}.lock_class();
     sub_num int := (SELECT s.num FROM {schema}.subscriptions s WHERE s.id = sub_id);
     sub     record;
     now_at  timestamptz;

@@ -16,7 +16,7 @@ SET search_path = pg_catalog, pg_temp
 SET lock_timeout = '50ms'
 AS $$
 DECLARE
-    class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    class CONSTANT int := {schema}.lock_class();
     state record;
     tries int := 20;
     needed boolean;

@@ -1,7 +1,6 @@
 -- vacate moves what a subscription has in a slot of leases and cursors out of it, a step of 500 leases or some 1,000
 -- messages at a time: leases that no sweep has looked at go to deliveries, as leased; what was acked of them goes to the
--- cursor, and that to the current slot.
--- With a slot of the log instead, leases that hold messages of it go to deliveries. Maintenance calls it. It takes the
+-- cursor, and that to the current slot. With a slot of the log instead, leases that hold messages of it go to deliveries. Maintenance calls it. It takes the
 -- subscription's lock, in a transaction of its own, READ COMMITTED, and waits for nobody but a second for that. Rows that
 -- somebody has locked stay where they are.
 --
@@ -21,7 +20,7 @@ AS $$
 DECLARE
     step  CONSTANT int := 500;
     max_messages CONSTANT int := 1000;
-    class CONSTANT int := '{schema}.leases'::regclass::oid::bigint::bit(32)::int;  -- as in claim
+    class CONSTANT int := {schema}.lock_class();
     sub_num int := (SELECT s.num FROM {schema}.subscriptions s WHERE s.id = sub_id);
     sub     record;
     lease   record;
