@@ -408,8 +408,20 @@ func TestUpFromVersion1(t *testing.T) {
 		t.Fatal(err)
 	}
 
+	// Functions as older binaries had them: other arguments, and other results.
+	_, err = conn.Exec(t.Context(), strings.ReplaceAll(`
+		CREATE FUNCTION {schema}.claim(text, text, int, int, boolean) RETURNS text LANGUAGE sql AS $$ SELECT 'older' $$;
+		CREATE FUNCTION {schema}.current_slot(ring text) RETURNS text LANGUAGE sql AS $$ SELECT 'older' $$;`, "{schema}", quoted))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if err := migrations.Up(t.Context(), config, schema); err != nil {
 		t.Fatal(err)
+	}
+	var claims int
+	err = conn.QueryRow(t.Context(), `SELECT count(*) FROM pg_proc WHERE pronamespace = $1::regnamespace AND proname = 'claim'`, schema).Scan(&claims)
+	if err != nil || claims != 1 {
+		t.Errorf("%d functions have the name claim: %v", claims, err)
 	}
 	pool, err := pgxpool.New(t.Context(), config.ConnString())
 	if err != nil {

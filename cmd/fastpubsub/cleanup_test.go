@@ -74,6 +74,40 @@ func TestCleanupStuck(t *testing.T) {
 	}
 }
 
+// The server does maintenance at its start, and then all the time, unless a setting says otherwise.
+func TestServerMaintenance(t *testing.T) {
+	t.Parallel()
+	broker, db, _ := failing(t)
+	clock := db.StopClock(t)
+	publishAndConsume(t, broker, 3)
+	if err := clock.Move(t.Context(), time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	dead := func() int64 {
+		m, err := broker.Metrics(t.Context(), "s")
+		if err != nil {
+			t.Fatal(err)
+		}
+		return m.DeadLetters
+	}
+	for _, enabled := range []bool{false, true} {
+		var log syncBuffer
+		url, stop := startWith(t, db.Pool, apiSettings{schema: db.Schema, maintenance: enabled}, &log)
+		if _, err := get(t.Context(), url+"/readiness"); err != nil {
+			t.Fatal(err)
+		}
+		for end := time.Now().Add(time.Minute); enabled && dead() == 0 && time.Now().Before(end); {
+			time.Sleep(time.Millisecond) // between polls
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
+		if n := dead(); (n == 3) != enabled {
+			t.Errorf("enabled %t: %d dead letters; log: %s", enabled, n, log.String())
+		}
+	}
+}
+
 func TestCleanupAcked(t *testing.T) {
 	t.Parallel()
 	broker, db, flags := failing(t)

@@ -268,10 +268,15 @@ func (b *syncBuffer) String() string {
 // start serves until stop, which returns what serve does.
 func start(t *testing.T, pool *pgxpool.Pool, schema string, log io.Writer) (url string, stop func() error) {
 	t.Helper()
+	return startWith(t, pool, apiSettings{schema: schema}, log)
+}
+
+func startWith(t *testing.T, pool *pgxpool.Pool, settings apiSettings, log io.Writer) (url string, stop func() error) {
+	t.Helper()
+	settings.address = "127.0.0.1:0"
 	ctx, cancel := context.WithCancel(t.Context())
 	addresses, ended := make(chan string, 1), make(chan error, 1)
 	go func() {
-		settings := apiSettings{address: "127.0.0.1:0", schema: schema}
 		ended <- serve(ctx, pool, settings, slog.New(slog.NewTextHandler(log, nil)), func(a string) { addresses <- a })
 	}()
 	stop = sync.OnceValue(func() error {
