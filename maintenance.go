@@ -133,7 +133,8 @@ const (
 // Run does the maintenance that nobody else does until ctx ends, and then returns nil: at once and then every 10 seconds, or
 // as the settings say, it ends what has expired, as [Broker.CleanupStuck] does, and gives space back, as
 // [Broker.CleanupAcked] does. Any number of processes may run it at once; none of them is a leader, each step is made by one.
-// What fails, because the database is away for example, is logged and tried again.
+// What fails, because the database is away for example, is logged and tried again. Tables that were copied from another
+// database are made to work first, as [Broker.Repair] does.
 func (b *Broker) Run(ctx context.Context) error {
 	for {
 		if err := b.pass(ctx); err != nil && ctx.Err() == nil {
@@ -150,6 +151,15 @@ func (b *Broker) Run(ctx context.Context) error {
 
 func (b *Broker) pass(ctx context.Context) error {
 	stuck, stuckErr := b.CleanupStuck(ctx)
+	if errors.Is(stuckErr, ErrRestored) {
+		repaired, err := b.Repair(ctx)
+		if err != nil {
+			return err
+		}
+		b.logger.LogAttrs(ctx, slog.LevelWarn, "messages had been copied from another database, they can be delivered now",
+			slog.Int("messages", repaired.Messages))
+		stuck, stuckErr = b.CleanupStuck(ctx)
+	}
 	if stuck != (Stuck{}) {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
 			slog.Int("dead_letters", stuck.DeadLetters), slog.Int("busy_subscriptions", stuck.Busy))
@@ -160,6 +170,42 @@ func (b *Broker) pass(ctx context.Context) error {
 			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
 	}
 	return errors.Join(stuckErr, err)
+}
+
+// Repaired is what Repair did.
+type Repaired struct {
+	Restored bool // the tables had been copied from another cluster
+	Messages int  // that were moved out of the log, one for each subscription that has not acked it
+}
+
+// Repair makes tables work that were copied here from another database cluster: a dump was restored, by pg_restore or psql, or
+// logical replication brought them. The log goes by transaction ids, which are others here, and so all methods that need it
+// return [ErrRestored] until it has been repaired. Nothing is lost: every message that a subscription had not acked in the copy
+// is delivered to it, under the same id; what consumers held stays theirs until its ack deadline. Other subscriptions,
+// dead letters and counts are as they were.
+//
+// It is one transaction that locks all tables, and moves each such message to a row of its own, some 20,000 a second. If ctx
+// is cancelled nothing has changed. Where there is nothing to repair it does nothing; any number of processes may call it at
+// once. [Broker.Run] does it by itself. What is copied by a file system snapshot, pg_basebackup, pg_upgrade or CREATE DATABASE
+// with a TEMPLATE needs no repair, nor does a standby that is promoted.
+//
+// It returns ErrBusy when others held locks on the tables for more than 5 seconds, and an error while a subscription of
+// logical replication still writes to them: disable that first.
+func (b *Broker) Repair(ctx context.Context) (Repaired, error) {
+	err := b.store.CheckSchema(ctx, b.pool)
+	if !errors.Is(err, ErrRestored) {
+		return Repaired{}, err
+	}
+	outcome, restored, moved, err := b.store.Repair(ctx, b.pool)
+	switch {
+	case err != nil:
+		return Repaired{}, fmt.Errorf("repair: %w", err)
+	case outcome == store.RepairReplicated:
+		return Repaired{}, fmt.Errorf("repair: a subscription of logical replication still writes to the tables, disable it first: %w", ErrRestored)
+	case outcome == store.RepairLocked:
+		return Repaired{}, fmt.Errorf("repair: %w", ErrBusy)
+	}
+	return Repaired{restored, moved}, nil
 }
 
 // rings are in the order in which they are looked after: what holds a lease may move from it to deliveries.

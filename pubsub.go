@@ -34,12 +34,15 @@ var (
 	ErrNotFound = store.ErrNotFound
 	// ErrExists means that the id is taken.
 	ErrExists = store.ErrExists
-	// ErrBusy means that other calls held a subscription for more than a second; nothing was done. Try again.
+	// ErrBusy means that other calls held a subscription, or all tables, for too long; nothing was done. Try again.
 	ErrBusy = store.ErrBusy
 	// ErrSchemaOutdated means that the schema is missing or older than this code: migrate it.
 	ErrSchemaOutdated = store.ErrSchemaOutdated
 	// ErrBinaryOutdated means that the schema was migrated by a newer release which this code cannot work with.
 	ErrBinaryOutdated = store.ErrBinaryOutdated
+	// ErrRestored means that the tables were copied here from another database cluster, by restoring a dump or by logical
+	// replication: see [Broker.Repair].
+	ErrRestored = store.ErrRestored
 	// ErrInvalid matches every [InvalidError]: a value was refused before anything was written.
 	ErrInvalid = errors.New("invalid")
 )
@@ -106,8 +109,8 @@ const DefaultSchema = "fastpubsub"
 // A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use and needs no
 // Close: it runs a goroutine only while calls of Publish share a statement.
 //
-// Until the schema was once found good, any method may return ErrSchemaOutdated or ErrBinaryOutdated; a schema that goes
-// away later is ErrSchemaOutdated too.
+// Until the schema was once found good, any method may return ErrSchemaOutdated, ErrBinaryOutdated or ErrRestored; a schema
+// that goes away later is ErrSchemaOutdated too.
 type Broker struct {
 	pool     *pgxpool.Pool
 	store    *store.Store
@@ -161,9 +164,9 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 // Check asks the database whether it can be reached and whether its schema suits this code. The other methods ask for
 // themselves, once; a health check asks every time.
 //
-// It returns ErrSchemaOutdated or ErrBinaryOutdated where the schema does not suit.
+// It returns ErrSchemaOutdated, ErrBinaryOutdated or ErrRestored where the schema does not suit.
 func (b *Broker) Check(ctx context.Context) error {
-	if err := b.store.CheckVersion(ctx, b.pool); err != nil {
+	if err := b.store.CheckSchema(ctx, b.pool); err != nil {
 		return err
 	}
 	b.checked.Store(true)
@@ -176,7 +179,7 @@ func (b *Broker) ready(ctx context.Context, db store.DBTX) error {
 	if b.checked.Load() {
 		return nil
 	}
-	if err := b.store.CheckVersion(ctx, db); err != nil {
+	if err := b.store.CheckSchema(ctx, db); err != nil {
 		return err
 	}
 	b.checked.Store(true)

@@ -50,6 +50,7 @@ func TestBrokerErrors(t *testing.T) {
 		{"busy", fastpubsub.ErrBusy, 503, `{"detail":"The topic is busy, try again"}`},
 		{"not migrated", errors.Join(fastpubsub.ErrSchemaOutdated, &pgconn.PgError{Code: "42P01"}), 503, `{"detail":"database schema is out of date: run db-migrate"}`},
 		{"migrated by a newer release", fastpubsub.ErrBinaryOutdated, 503, `{"detail":"database schema is newer than this server: upgrade the server"}`},
+		{"copied from elsewhere", fastpubsub.ErrRestored, 503, `{"detail":"messages were copied here from another database: run fastpubsub repair"}`},
 		{"refused", refused, 503, down},
 		{"cut off", io.ErrUnexpectedEOF, 503, down},
 		{"shut down", &pgconn.PgError{Code: "57P01"}, 503, down},
@@ -98,6 +99,7 @@ func TestReadiness(t *testing.T) {
 		{errors.New("secret"), `{"detail":"database is down"}`},
 		{fastpubsub.ErrSchemaOutdated, `{"detail":"database schema is out of date: run db-migrate"}`},
 		{fastpubsub.ErrBinaryOutdated, `{"detail":"database schema is newer than this server: upgrade the server"}`},
+		{fastpubsub.ErrRestored, `{"detail":"messages were copied here from another database: run fastpubsub repair"}`},
 	} {
 		b := &broker{check: func(ctx context.Context) error {
 			if deadline, ok := ctx.Deadline(); !ok || time.Until(deadline) > 2*time.Second {

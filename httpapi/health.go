@@ -32,6 +32,8 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) error {
 		detail = textSchemaOutdated
 	case errors.Is(err, fastpubsub.ErrBinaryOutdated):
 		detail = textBinaryOutdated
+	case errors.Is(err, fastpubsub.ErrRestored):
+		detail = textRestored
 	}
 	writeDetail(w, http.StatusServiceUnavailable, detail)
 	return nil

@@ -53,6 +53,7 @@ const (
 	textDatabaseDown   = "database is down"
 	textSchemaOutdated = "database schema is out of date: run db-migrate"
 	textBinaryOutdated = "database schema is newer than this server: upgrade the server"
+	textRestored       = "messages were copied here from another database: run fastpubsub repair"
 )
 
 // statusClientGone is logged for a request whose client did not wait for the answer; nobody sees it.
@@ -69,6 +70,7 @@ var errorTable = []struct {
 	{is(fastpubsub.ErrBusy), http.StatusServiceUnavailable, "The {resource} is busy, try again"},
 	{is(fastpubsub.ErrSchemaOutdated), http.StatusServiceUnavailable, textSchemaOutdated},
 	{is(fastpubsub.ErrBinaryOutdated), http.StatusServiceUnavailable, textBinaryOutdated},
+	{is(fastpubsub.ErrRestored), http.StatusServiceUnavailable, textRestored},
 	{isDown, http.StatusServiceUnavailable, textDatabaseDown},
 }
 

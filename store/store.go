@@ -13,15 +13,16 @@ import (
 )
 
 // Version is the schema version that this code was written for: the number of the newest file in migrations.
-const Version = 4
+const Version = 5
 
 // These errors have one identity for the whole module; the root package exports them again.
 var (
 	ErrNotFound       = errors.New("not found")
 	ErrExists         = errors.New("already exists")
-	ErrBusy           = errors.New("busy: another call held its lock for more than a second")
+	ErrBusy           = errors.New("busy: another call held its lock for too long")
 	ErrSchemaOutdated = errors.New("database schema is out of date: run db-migrate")
 	ErrBinaryOutdated = errors.New("database schema is newer than this binary can serve: use a newer one")
+	ErrRestored       = errors.New("messages were copied here from another database: run fastpubsub repair")
 )
 
 // ErrSchemaName means that a schema name was not made of 1 to 63 lower-case letters, digits and underscores, the first
@@ -48,7 +49,7 @@ type DBTX interface {
 // A Store has the statements for one schema, with {schema} filled in. It holds no connection and is safe for concurrent
 // use.
 type Store struct {
-	checkVersion string
+	checkVersion, checkOrigin, repair string
 
 	createTopic, getTopic, listTopics, deleteTopic                             string
 	createSubscription, getSubscription, listSubscriptions, deleteSubscription string
@@ -68,6 +69,8 @@ func New(schema string) *Store {
 	return &Store{
 		table:              quoted + ".log_state",
 		checkVersion:       fill(checkVersion),
+		checkOrigin:        fill(checkOrigin),
+		repair:             fill(repair),
 		createTopic:        fill(createTopic),
 		getTopic:           fill(getTopic),
 		listTopics:         fill(listTopics),
@@ -99,11 +102,14 @@ func New(schema string) *Store {
 	}
 }
 
-const checkVersion = `SELECT version, oldest_binary FROM {schema}.log_state`
+const (
+	checkVersion = `SELECT version, oldest_binary FROM {schema}.log_state`
+	checkOrigin  = `SELECT EXISTS (SELECT FROM {schema}.origin WHERE messages = '{schema}.messages'::regclass AND xmin = written_by)`
+)
 
-// CheckVersion returns nil if this code can work on the schema as it is, else ErrSchemaOutdated or ErrBinaryOutdated. It
-// does not fail a transaction that it runs in.
-func (s *Store) CheckVersion(ctx context.Context, db DBTX) error {
+// CheckSchema returns nil if this code can work on the schema as it is, else ErrSchemaOutdated, ErrBinaryOutdated or
+// ErrRestored. It does not fail a transaction that it runs in.
+func (s *Store) CheckSchema(ctx context.Context, db DBTX) error {
 	var exists bool
 	if err := db.QueryRow(ctx, `SELECT pg_catalog.to_regclass($1) IS NOT NULL`, s.table).Scan(&exists); err != nil {
 		return err
@@ -123,7 +129,32 @@ func (s *Store) CheckVersion(ctx context.Context, db DBTX) error {
 	case oldestBinary > Version:
 		return ErrBinaryOutdated
 	}
+	var home bool
+	if err := db.QueryRow(ctx, s.checkOrigin).Scan(&home); err != nil {
+		return err
+	}
+	if !home {
+		return ErrRestored
+	}
 	return nil
+}
+
+const repair = `SELECT outcome, repaired, moved FROM {schema}.repair()`
+
+// Outcomes of Repair.
+const (
+	RepairOK         = "ok"
+	RepairReplicated = "replicated" // logical replication still writes to the tables
+	RepairLocked     = "locked"     // somebody has had a lock on a table for too long
+)
+
+// Repair makes a schema work that was copied from another cluster. It returns whether there was something to repair, and how
+// many messages it moved to deliveries.
+func (s *Store) Repair(ctx context.Context, conn Beginner) (outcome string, repaired bool, moved int, err error) {
+	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
+		return tx.QueryRow(ctx, s.repair).Scan(&outcome, &repaired, &moved)
+	})
+	return outcome, repaired, moved, translate(err)
 }
 
 // translate gives Postgres's errors our names where a caller could tell them apart. It looks at SQLSTATE and constraint,
@@ -148,6 +179,8 @@ func translate(err error) error {
 		}
 	case "3F000", "42P01", "42883": // invalid_schema_name, undefined_table, undefined_function
 		return errors.Join(ErrSchemaOutdated, err)
+	case "PS001": // of the function check_origin
+		return ErrRestored
 	}
 	return err
 }

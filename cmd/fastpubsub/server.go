@@ -128,11 +128,20 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	return nil
 }
 
-// warnUnlessReady says at the start what readiness would say.
+// warnUnlessReady says at the start what readiness would say. What was copied from another database is repaired also where
+// maintenance is left to others.
 func warnUnlessReady(ctx context.Context, broker *fastpubsub.Broker, logger *slog.Logger) {
 	check, cancel := context.WithTimeout(ctx, startCheckTimeout)
 	defer cancel()
-	if err := broker.Check(check); err != nil && ctx.Err() == nil {
+	err := broker.Check(check)
+	if errors.Is(err, fastpubsub.ErrRestored) {
+		var repaired fastpubsub.Repaired
+		if repaired, err = broker.Repair(ctx); err == nil {
+			logger.Warn("messages had been copied from another database, they can be delivered now", "messages", repaired.Messages)
+			return
+		}
+	}
+	if err != nil && ctx.Err() == nil {
 		logger.Warn("not ready, requests will be refused until it is", "error", err)
 	}
 }

@@ -122,6 +122,7 @@ const (
 var checks = []check{
 	{"server", needsServer, (*examiner).checkServer},
 	{"schema", needsServer, (*examiner).checkSchema},
+	{"origin", needsTables, (*examiner).checkOrigin},
 	{"functions", needsTables, (*examiner).checkFunctions},
 	{"durability", needsServer, (*examiner).checkDurability},
 	{"pooler", needsServer, (*examiner).checkPooler},

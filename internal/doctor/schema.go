@@ -2,6 +2,7 @@ package doctor
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"regexp"
 	"slices"
@@ -12,8 +13,11 @@ import (
 )
 
 // migrateCommand is the remedy for what is missing or old.
-func (e *examiner) migrateCommand() string {
-	command := "fastpubsub db-migrate"
+func (e *examiner) migrateCommand() string { return e.command("db-migrate") }
+
+// command is a command line of this program for the schema that is examined.
+func (e *examiner) command(name string) string {
+	command := "fastpubsub " + name
 	if e.config.Schema != "fastpubsub" {
 		command += " --database-schema=" + e.config.Schema
 	}
@@ -43,6 +47,21 @@ func (e *examiner) checkSchema(ctx context.Context) error {
 		e.add(Warning, e.migrateCommand()+", if this binary is the newest in use", f, "the schema %q has version %d, but its functions are those of another build", e.config.Schema, status.Version)
 	default:
 		e.add(OK, "", f, "schema %q has version %d, and the functions of this binary", e.config.Schema, status.Version)
+	}
+	return nil
+}
+
+// checkOrigin finds tables that were copied from another cluster.
+func (e *examiner) checkOrigin(ctx context.Context) error {
+	err := store.New(e.config.Schema).CheckSchema(ctx, e.conn)
+	switch {
+	case errors.Is(err, store.ErrRestored):
+		e.add(Error, e.command("repair")+"; the server and Broker.Run do it by themselves", nil,
+			"the tables were copied from another database cluster, by a restored dump or logical replication: nothing is published or consumed")
+	case err == nil:
+		e.add(OK, "", nil, "the tables were written by this database cluster")
+	default:
+		return err
 	}
 	return nil
 }

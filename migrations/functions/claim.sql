@@ -74,6 +74,9 @@ BEGIN
     IF ack_deadline_seconds NOT BETWEEN 1 AND 43200 THEN
         RAISE EXCEPTION 'ack_deadline_seconds must be 1 to 43200' USING ERRCODE = 'invalid_parameter_value';
     END IF;
+    IF current_setting('fastpubsub.home', true) IS DISTINCT FROM '{schema}.messages'::regclass::oid::text THEN
+        PERFORM {schema}.check_origin();
+    END IF;
     done := set_config('fastpubsub.claim', '', false);  -- an assignment costs less than PERFORM
     IF pg_current_xact_id_if_assigned() IS NOT NULL THEN  -- protection: own transaction
         RAISE EXCEPTION 'claim needs a transaction of its own' USING ERRCODE = 'invalid_transaction_state';

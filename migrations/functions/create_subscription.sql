@@ -1,9 +1,7 @@
 -- create_subscription makes a subscription that gets what commits after it was created. It returns 'created',
 -- 'exists', or 'no_topic'.
 --
--- It needs READ COMMITTED: the cursor starts at a snapshot taken after the row was written. The cursor stands behind
--- every transaction that had an id then; those that were still in progress are late, and so is the one that runs this,
--- which its own snapshot does not list.
+-- It needs READ COMMITTED: the cursor starts at a snapshot taken after the row was written.
 CREATE OR REPLACE FUNCTION {schema}.create_subscription(
     sub_id text, topic_id text, filter json, filter_path jsonpath, max_delivery_attempts int,
     backoff_min_seconds int, backoff_max_seconds int, ack_deadline_seconds int)
@@ -19,6 +17,9 @@ BEGIN
         RAISE EXCEPTION 'create_subscription needs isolation level read committed'
             USING ERRCODE = 'invalid_transaction_state';
     END IF;
+    IF current_setting('fastpubsub.home', true) IS DISTINCT FROM '{schema}.messages'::regclass::oid::text THEN
+        PERFORM {schema}.check_origin();
+    END IF;
     INSERT INTO {schema}.subscriptions (id, topic_num, filter, filter_path, max_delivery_attempts,
                                         backoff_min_seconds, backoff_max_seconds, ack_deadline_seconds)
     SELECT sub_id, t.num, $3, $4, $5, $6, $7, $8
@@ -32,14 +33,7 @@ BEGIN
     PERFORM pg_advisory_xact_lock({schema}.lock_class(), new_num);  -- see rotate
     own_xid := pg_current_xact_id()::text::bigint;
     INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs)
-    SELECT 1, xmax - 1, (1::bigint << 62) - 1, new_num, (SELECT last_value FROM {schema}.lease_slot) & 3,
-           late, array_fill(-1::bigint, ARRAY[cardinality(late)])
-    FROM (
-        SELECT pg_snapshot_xmax(s)::text::bigint AS xmax,
-               ARRAY(SELECT x::text::bigint FROM pg_snapshot_xip(s) x  -- protection: late at creation
-                     UNION SELECT own_xid WHERE own_xid < pg_snapshot_xmax(s)::text::bigint
-                     ORDER BY 1) AS late
-        FROM pg_current_snapshot() s
-    ) start;
+    SELECT 1, e.xid, e.seq, new_num, (SELECT last_value FROM {schema}.lease_slot) & 3, e.late_xids, e.late_seqs
+    FROM {schema}.log_end(own_xid) e;
     RETURN 'created';
 END $$;

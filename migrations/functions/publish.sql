@@ -33,6 +33,9 @@ BEGIN
         RAISE EXCEPTION 'attributes has % elements, payloads has %', cardinality(attributes), total
             USING ERRCODE = 'array_subscript_error';
     END IF;
+    IF current_setting('fastpubsub.timeline', true) IS DISTINCT FROM '{schema}.messages'::regclass::oid::text THEN
+        PERFORM {schema}.follow_timeline();
+    END IF;
     -- A commit that a crash forgets would give its transaction id, and with it message ids, to somebody else.
     IF current_setting('synchronous_commit') = 'off' THEN  -- protection: durable ids
         PERFORM set_config('synchronous_commit', 'local', true);

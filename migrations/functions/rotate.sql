@@ -17,6 +17,7 @@ DECLARE
     number  bigint;
     current record;
 BEGIN
+    PERFORM {schema}.check_origin();
     IF NOT pg_try_advisory_xact_lock(class, 0) THEN
         RETURN 'busy';
     END IF;

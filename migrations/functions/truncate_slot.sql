@@ -25,6 +25,7 @@ BEGIN
     IF current_setting('transaction_isolation') <> 'read committed' THEN
         RAISE EXCEPTION 'truncate_slot needs isolation level read committed' USING ERRCODE = 'invalid_transaction_state';
     END IF;
+    PERFORM {schema}.check_origin();
     IF NOT pg_try_advisory_xact_lock(class, 0) THEN
         outcome := 'busy';
         RETURN;
