@@ -151,15 +151,6 @@ func (b *Broker) Run(ctx context.Context) error {
 
 func (b *Broker) pass(ctx context.Context) error {
 	stuck, stuckErr := b.CleanupStuck(ctx)
-	if errors.Is(stuckErr, ErrRestored) {
-		repaired, err := b.Repair(ctx)
-		if err != nil {
-			return err
-		}
-		b.logger.LogAttrs(ctx, slog.LevelWarn, "messages had been copied from another database, they can be delivered now",
-			slog.Int("messages", repaired.Messages))
-		stuck, stuckErr = b.CleanupStuck(ctx)
-	}
 	if stuck != (Stuck{}) {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
 			slog.Int("dead_letters", stuck.DeadLetters), slog.Int("busy_subscriptions", stuck.Busy))
@@ -169,7 +160,15 @@ func (b *Broker) pass(ctx context.Context) error {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "acked messages cleaned up", slog.Int64("freed_bytes", freed.Bytes),
 			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
 	}
-	return errors.Join(stuckErr, err)
+	err = errors.Join(stuckErr, err)
+	if errors.Is(err, ErrRestored) {
+		var repaired Repaired
+		if repaired, err = b.Repair(ctx); repaired.Restored {
+			b.logger.LogAttrs(ctx, slog.LevelWarn, "messages had been copied from another database, they can be delivered now",
+				slog.Int("messages", repaired.Messages))
+		}
+	}
+	return err
 }
 
 // Repaired is what Repair did.

@@ -46,7 +46,8 @@ SELECT sub, lo FROM (
 WHERE lo < upto`},
 	{"no message is both in deliveries and beyond the cursor", `
 SELECT d.sub, d.xid, d.seq FROM {schema}.deliveries d
-WHERE (d.xid, d.seq) > (SELECT c.xid, c.seq FROM {schema}.cursors c WHERE c.sub = d.sub ORDER BY c.gen DESC LIMIT 1)`},
+WHERE (d.xid, d.seq) > (SELECT c.xid, c.seq FROM {schema}.cursors c WHERE c.sub = d.sub ORDER BY c.gen DESC LIMIT 1)
+  AND EXISTS (SELECT FROM {schema}.messages m WHERE m.xid = d.xid AND d.seq >= m.base AND d.seq < m.base + m.n)`}, // or it came from another cluster
 	{"attempts are within the limit", `
 SELECT d.sub, d.xid, d.seq, d.attempts FROM {schema}.deliveries d JOIN {schema}.subscriptions s ON s.num = d.sub
 WHERE d.attempts < 0 OR d.attempts > s.max_delivery_attempts
