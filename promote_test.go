@@ -123,7 +123,10 @@ func TestPgUpgrade(t *testing.T) {
 	}
 	db := migrated(t, srv)
 	b := brokerOf(t, db)
-	held := everyState(t, b, db)
+	held, open := everyState(t, b, db)
+	if err := open.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	bases := query[int64](t, db, `SELECT last_value FROM {schema}.message_base`)
 	db.Pool.Close()
 	if err := srv.Stop(); err != nil {
@@ -141,6 +144,9 @@ func TestPgUpgrade(t *testing.T) {
 	script := `
 set -eu
 PATH=$1:$PATH
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
 initdb -D data -U fastpubsub --encoding UTF8 --locale C --auth trust --no-sync
 pg_upgrade -b "$1" -B "$1" -d "$2" -D "$PWD/data" -U fastpubsub -s "$PWD" -p "$3" -P "$4"
 cp -a data/. "$2".upgraded
@@ -151,8 +157,8 @@ echo upgraded
 		t.Fatal(err)
 	}
 	chownLike(t, upgraded, filepath.Join(folder, "data"))
-	upgrade, err := pgserver.StartCompanion(t.Context(), "/bin/sh",
-		[]string{"-c", script, "sh", srv.Bin(), filepath.Join(folder, "data"), freePort(t), freePort(t)}, nil)
+	upgrade, err := pgserver.StartCompanion(t.Context(), "/usr/bin/env",
+		[]string{"sh", "-c", script, "sh", srv.Bin(), filepath.Join(folder, "data"), freePort(t), freePort(t)}, nil)
 	if err != nil {
 		t.Fatal(err)
 	}

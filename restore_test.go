@@ -31,7 +31,7 @@ func TestRestore(t *testing.T) {
 	tool := postgresTools(t, srv)
 	burnTransactions(t, db, 20_000)
 	b := brokerOf(t, db)
-	held := everyState(t, b, db)
+	held, _ := everyState(t, b, db)
 	dump := dumpSchema(t, tool, db)
 	want := stateOf(t, b, held)
 
@@ -92,7 +92,7 @@ func TestLogicalMigration(t *testing.T) {
 	exec(t, target, fmt.Sprintf(`CREATE SUBSCRIPTION everything CONNECTION '%s' PUBLICATION everything`, db.URL))
 	waitFor(t, target, "the first copy", `SELECT NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')`)
 
-	held := everyState(t, b, db) // while it is replicated
+	held, _ := everyState(t, b, db) // while it is replicated
 	lsn := query[string](t, db, `SELECT pg_current_wal_lsn()::text`)
 	waitFor(t, db, "the rest", `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= $1::text::pg_lsn)`, lsn)
 	replica := brokerOf(t, target)
@@ -284,8 +284,8 @@ func TestOriginSurvives(t *testing.T) {
 	}
 }
 
-// everyState fills a schema and returns the messages that consumers hold.
-func everyState(t *testing.T, b *fastpubsub.Broker, db *storetest.DB) (held map[string][]fastpubsub.ID) {
+// everyState fills a schema and returns the messages that consumers hold, and a transaction that is still open.
+func everyState(t *testing.T, b *fastpubsub.Broker, db *storetest.DB) (held map[string][]fastpubsub.ID, open pgx.Tx) {
 	t.Helper()
 	createTopic(t, b, "t")
 	createSubscription(t, b, "all", "t", noFilter)
@@ -340,7 +340,7 @@ func everyState(t *testing.T, b *fastpubsub.Broker, db *storetest.DB) (held map[
 		msgs = consume(t, b, "filtered", 1)
 		held["filtered"] = append(held["filtered"], idsOf(msgs)...)
 	}
-	return held
+	return held, never
 }
 
 // A subState is all that can be seen of a subscription.
