@@ -71,7 +71,7 @@ func promote(t *testing.T, without *protection) error {
 	b = brokerOf(t, db)
 	have = append(have, publish(t, b, "t", numbered(3, 4)...)...)
 	waitFor(t, replica, "replication", `SELECT pg_last_wal_replay_lsn() >= $1::text::pg_lsn`,
-		query[string](t, db, `SELECT pg_current_wal_flush_lsn()::text`))
+		query[string](t, db, `SELECT pg_current_wal_insert_lsn()::text`))
 
 	// It is cut off from here on.
 	replica.Pool.Close()

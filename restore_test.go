@@ -31,8 +31,11 @@ func TestRestore(t *testing.T) {
 	tool := postgresTools(t, srv)
 	burnTransactions(t, db, 20_000)
 	b := brokerOf(t, db)
-	held, _ := everyState(t, b, db)
+	held, open := everyState(t, b, db)
 	dump := dumpSchema(t, tool, db)
+	if err := open.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	want := stateOf(t, b, held)
 
 	behind, behindServer := newCluster(t)
@@ -92,8 +95,8 @@ func TestLogicalMigration(t *testing.T) {
 	exec(t, target, fmt.Sprintf(`CREATE SUBSCRIPTION everything CONNECTION '%s' PUBLICATION everything`, db.URL))
 	waitFor(t, target, "the first copy", `SELECT NOT EXISTS (SELECT FROM pg_subscription_rel WHERE srsubstate <> 'r')`)
 
-	held, _ := everyState(t, b, db) // while it is replicated
-	lsn := query[string](t, db, `SELECT pg_current_wal_lsn()::text`)
+	held, _ := everyState(t, b, db)                                         // while it is replicated
+	lsn := query[string](t, db, `SELECT pg_current_wal_insert_lsn()::text`) // claims do not wait for their commits
 	waitFor(t, db, "the rest", `SELECT EXISTS (SELECT FROM pg_stat_replication WHERE replay_lsn >= $1::text::pg_lsn)`, lsn)
 	replica := brokerOf(t, target)
 	if _, err := replica.Repair(t.Context()); !errors.Is(err, fastpubsub.ErrRestored) || !strings.Contains(err.Error(), "disable it first") {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -268,5 +269,68 @@ func TestDLQTogether(t *testing.T) {
 	}
 	if got := <-counts + <-counts; got != n {
 		t.Errorf("%d purged in all, want %d", got, n)
+	}
+}
+
+// copied makes a schema look like a restored dump.
+func copied(t *testing.T, db *storetest.DB) {
+	t.Helper()
+	if _, err := db.Pool.Exec(t.Context(), db.SQL(`UPDATE {schema}.origin SET messages = messages`)); err != nil {
+		t.Fatal(err)
+	}
+	db.Pool.Reset()
+}
+
+func TestRepair(t *testing.T) {
+	t.Parallel()
+	broker, db, flags := failing(t)
+	if _, err := broker.Publish(t.Context(), "t", fastpubsub.NewMessage{Payload: []byte(`{}`)}); err != nil {
+		t.Fatal(err)
+	}
+	copied(t, db)
+	for _, test := range []struct {
+		command string
+		code    int
+		text    string
+	}{
+		{"cleanup_acked_messages", 1, "messages were copied here from another database: run fastpubsub repair"},
+		{"doctor", 1, "-> fastpubsub repair --database-schema=" + db.Schema},
+		{"repair", 0, "messages=1"},
+		{"repair", 0, "nothing to repair"},
+		{"cleanup_acked_messages", 0, "freed_bytes"},
+		{"repair --database-schema=nowhere", 1, "run db-migrate"},
+		{"repair --database-url=nonsense", 2, "FASTPUBSUB_DATABASE_URL: must be a URL"},
+	} {
+		code, stdout, stderr := execute(t.Context(), slices.Insert(strings.Fields(test.command), 1, flags...)...)
+		if code != test.code || !strings.Contains(stdout+stderr, test.text) {
+			t.Errorf("%s: exit code %d, stdout %q, stderr %q; want %d and %q", test.command, code, stdout, stderr, test.code, test.text)
+		}
+	}
+}
+
+// The server repairs what it finds at its start, also where it leaves maintenance to others.
+func TestServerRepairs(t *testing.T) {
+	t.Parallel()
+	for _, maintenance := range []bool{false, true} {
+		_, db, _ := failing(t)
+		copied(t, db)
+		var log syncBuffer
+		url, stop := startWith(t, db.Pool, apiSettings{schema: db.Schema, maintenance: maintenance}, &log)
+		ready := func() bool {
+			answer, err := get(t.Context(), url+"/readiness")
+			if err != nil {
+				t.Fatal(err)
+			}
+			return strings.Contains(answer, `"ready"`)
+		}
+		for end := time.Now().Add(time.Minute); !ready(); {
+			if time.Now().After(end) {
+				t.Fatalf("maintenance %t: not ready after a minute; log: %s", maintenance, log.String())
+			}
+			time.Sleep(time.Millisecond) // between polls
+		}
+		if err := stop(); err != nil {
+			t.Error(err)
+		}
 	}
 }

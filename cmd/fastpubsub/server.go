@@ -136,9 +136,8 @@ func warnUnlessReady(ctx context.Context, broker *fastpubsub.Broker, logger *slo
 	err := broker.Check(check)
 	if errors.Is(err, fastpubsub.ErrRestored) {
 		var repaired fastpubsub.Repaired
-		if repaired, err = broker.Repair(ctx); err == nil {
+		if repaired, err = broker.Repair(ctx); repaired.Restored {
 			logger.Warn("messages had been copied from another database, they can be delivered now", "messages", repaired.Messages)
-			return
 		}
 	}
 	if err != nil && ctx.Err() == nil {

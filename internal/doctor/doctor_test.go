@@ -189,7 +189,7 @@ func TestHealthy(t *testing.T) {
 			seen = append(seen, f.Check)
 		}
 	}
-	const all = "server schema functions durability pooler listen connections clock horizon writers prepared replication timeouts " +
+	const all = "server schema origin functions durability pooler listen connections clock horizon writers prepared replication timeouts " +
 		"lag dead_letters leases message_slots lease_slots compression options freezing vacuum deliveries orphans"
 	if got := strings.Join(seen, " "); got != all {
 		t.Errorf("checks\n%s, want\n%s", got, all)
