@@ -51,7 +51,7 @@ var slotHazards = []hazard{
 	},
 	{
 		name:        "a slot of the log with messages that are leased",
-		protections: []protection{{"leases_in", "WHERE NOT isempty(l.remaining)", "WHERE false"}},
+		protections: []protection{{"message_slot_needs", "l.last_xid, l.last_seq, l.remaining))  -- protection: leased", "l.last_xid, l.last_seq, '{}'))"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)
 			createTopic(t, b, "t")

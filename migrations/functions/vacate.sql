@@ -53,15 +53,16 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Those that are held are for a sweep.
+    -- Those that are held are for a sweep. In the order of the deadlines what is in an old slot of the log comes first, so that
+    -- a step need not look at all that is leased.
     FOR lease IN
         SELECT l.ctid AS tid, l.slot, l.first_xid, l.first_seq, l.last_xid, l.last_seq, l.remaining, l.acked, l.deadline, l.consumer
         FROM {schema}.leases l
         WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sub.swept_to
-          AND (l.slot = lease_slot
-               OR (l.slot, l.kind, l.first_xid, l.first_seq) IN (
-                   SELECT i.slot, i.kind, i.first_xid, i.first_seq
-                   FROM {schema}.leases_in(sub_num, sub.topic_num, sub.swept_to, message_slot) i))
+          AND l.slot >= coalesce(lease_slot, 0) AND l.slot <= coalesce(lease_slot, 3)
+          AND (message_slot IS NULL
+               OR (SELECT * FROM {schema}.lease_in_slot(message_slot, sub.topic_num, l.first_xid, l.first_seq,
+                                                        l.last_xid, l.last_seq, l.remaining)))
         ORDER BY l.deadline
         LIMIT step
         FOR UPDATE SKIP LOCKED
