@@ -74,7 +74,7 @@ var slotHazards = []hazard{
 		protections: []protection{
 			{"truncate_slot", "IF needed THEN  -- protection: needed", "IF false THEN"},
 			{"lease_slot_needs", "WHERE c.slot = lease_slot_needs.slot  -- protection: the newest cursor", "WHERE false"},
-			{"lease_slot_needs", "AND l.deadline > c.swept_to)  -- protection: not swept", "AND false)"},
+			{"lease_slot_needs", "AND l.deadline > c.swept_to  -- protection: not swept", "AND false"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)

@@ -194,7 +194,7 @@ func (p *queryPlan) String() string {
 // A coverage has, for each of the engine's functions, the statements in it whose plans were looked at.
 type coverage map[string][]string
 
-var inFunction = regexp.MustCompile(`^PL/pgSQL function (?:[^.(]+\.)?(\w+)\(`)
+var inFunction = regexp.MustCompile(`(?m)^PL/pgSQL function (?:[^.(]+\.)?(\w+)\(`)
 
 func (c coverage) add(plans []queryPlan) {
 	for i := range plans {
