@@ -81,9 +81,9 @@ BEGIN
         EXIT WHEN moved >= max_messages;
     END LOOP;
     IF found_n > 0 OR sub.slot = lease_slot THEN
-        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, full_at, acked)
         VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
-                sub.swept_to, least(sub.due_to, due_to), sub.acked + counted);
+                sub.swept_to, least(sub.due_to, due_to), sub.full_at, sub.acked + counted);
     END IF;
     outcome := CASE WHEN found_n = step OR moved >= max_messages THEN 'more' ELSE 'ok' END;
 END $$;
