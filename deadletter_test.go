@@ -335,3 +335,37 @@ func TestFailureLimits(t *testing.T) {
 		t.Errorf("dead letters of nothing: %v", err)
 	}
 }
+
+// A list of large dead letters ends early, and goes on from there.
+func TestDeadLettersOfManyBytes(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	takeOut(t, db, protection{"dead_letters", "64 << 20", "250"})
+	createTopic(t, b, "t")
+	createRetrying(t, b, "s", "t", 1)
+	publish(t, b, "t", fill(7, fastpubsub.NewMessage{Payload: []byte(`{"a":"` + strings.Repeat("x", 90) + `"}`)})...)
+	publish(t, b, "t", fastpubsub.NewMessage{Payload: []byte(`{"a":"` + strings.Repeat("y", 1000) + `"}`), Attributes: map[string]string{"k": "v"}})
+	ids := idsOf(consume(t, b, "s", 10))
+	for len(ids) < 8 {
+		ids = append(ids, idsOf(consume(t, b, "s", 10))...)
+	}
+	for _, id := range ids {
+		delivery := fastpubsub.Delivery{ID: id}
+		if n, err := b.Nack(t.Context(), "s", []fastpubsub.Delivery{delivery}, fastpubsub.NackOptions{}); n != 1 || err != nil {
+			t.Fatalf("nacked %d, %v", n, err)
+		}
+	}
+	var got []fastpubsub.ID
+	for _, want := range []int{2, 2, 2, 1, 1, 0} {
+		letters, err := b.DeadLetters(t.Context(), "s", fastpubsub.ListOptions{Offset: len(got), Limit: 1000})
+		if err != nil || len(letters) != want {
+			t.Fatalf("%d dead letters behind %d, %v; want %d", len(letters), len(got), err, want)
+		}
+		for _, letter := range letters {
+			got = append(got, letter.ID)
+		}
+	}
+	if !slices.Equal(got, ids) {
+		t.Errorf("got %v, want %v", got, ids)
+	}
+}
