@@ -15,8 +15,10 @@ type DeadLetter struct {
 	DeadAt    time.Time // when it was given up; UTC
 }
 
-// DeadLetters returns the dead letters of a subscription, those that were given up first first. It returns ErrNotFound if
-// there is no such subscription and an InvalidError for options out of range.
+// DeadLetters returns the dead letters of a subscription, those that were given up first first. They end before they have
+// more than 64 MiB of payloads, attributes and errors, but for the first: that fewer than the limit come does not mean that
+// there are no more; that none comes does. It returns ErrNotFound if there is no such subscription and an InvalidError for
+// options out of range.
 func (b *Broker) DeadLetters(ctx context.Context, subscriptionID string, options ListOptions) ([]DeadLetter, error) {
 	if err := options.check(); err != nil {
 		return nil, fmt.Errorf("list dead letters of %q: %w", subscriptionID, err)

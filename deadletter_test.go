@@ -335,3 +335,74 @@ func TestFailureLimits(t *testing.T) {
 		t.Errorf("dead letters of nothing: %v", err)
 	}
 }
+
+// A list of large dead letters ends early, and goes on from there.
+func TestDeadLettersOfManyBytes(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	takeOut(t, db, protection{"dead_letters", "64 << 20", "250"})
+	createTopic(t, b, "t")
+	createRetrying(t, b, "s", "t", 1)
+	publish(t, b, "t", fill(7, fastpubsub.NewMessage{Payload: []byte(`{"a":"` + strings.Repeat("x", 90) + `"}`)})...)
+	publish(t, b, "t", fastpubsub.NewMessage{Payload: []byte(`{"a":"` + strings.Repeat("y", 1000) + `"}`), Attributes: map[string]string{"k": "v"}})
+	ids := idsOf(consume(t, b, "s", 10))
+	for len(ids) < 8 {
+		ids = append(ids, idsOf(consume(t, b, "s", 10))...)
+	}
+	for _, id := range ids {
+		delivery := fastpubsub.Delivery{ID: id}
+		if n, err := b.Nack(t.Context(), "s", []fastpubsub.Delivery{delivery}, fastpubsub.NackOptions{}); n != 1 || err != nil {
+			t.Fatalf("nacked %d, %v", n, err)
+		}
+	}
+	var got []fastpubsub.ID
+	for _, want := range []int{2, 2, 2, 1, 1, 0} {
+		letters, err := b.DeadLetters(t.Context(), "s", fastpubsub.ListOptions{Offset: len(got), Limit: 1000})
+		if err != nil || len(letters) != want {
+			t.Fatalf("%d dead letters behind %d, %v; want %d", len(letters), len(got), err, want)
+		}
+		for _, letter := range letters {
+			got = append(got, letter.ID)
+		}
+	}
+	if !slices.Equal(got, ids) {
+		t.Errorf("got %v, want %v", got, ids)
+	}
+}
+
+// A look for what is due that finds nothing is written down if it was slow, so that the next begins where it ended. One of a
+// subscription that has nothing to look for writes nothing.
+func TestSlowLook(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	move := stopClock(t, db)
+	takeOut(t, db, protection{"claim", "slow         CONSTANT interval := '2 ms';", "slow         CONSTANT interval := '-1 s';"}) // each is
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	const state = `SELECT count(*) || ' ' || max(due_to) FROM {schema}.cursors`
+	look := func() (before, after string) {
+		t.Helper()
+		move(time.Second)
+		before = query[string](t, db, state)
+		if msgs := consume(t, b, "s", 10); len(msgs) > 0 {
+			t.Fatalf("%v comes", msgs)
+		}
+		return before, query[string](t, db, state)
+	}
+	if before, after := look(); after != before {
+		t.Errorf("with nothing to look for, cursors were %s and are %s", before, after)
+	}
+	publish(t, b, "t", numbered(0, 1)...)
+	msgs := consume(t, b, "s", 10)
+	if n, err := b.Nack(t.Context(), "s", deliveriesOf(msgs), fastpubsub.NackOptions{Delay: time.Hour}); n != 1 || err != nil {
+		t.Fatalf("nacked %d, %v", n, err)
+	}
+	before, after := look()
+	if now := query[string](t, db, `SELECT max(gen) || ' ' || {schema}.clock() FROM {schema}.cursors`); after != now || after == before {
+		t.Errorf("after a slow look cursors are %s, want %s", after, now)
+	}
+	takeOut(t, db, protection{"claim", "slow         CONSTANT interval := '2 ms';", "slow         CONSTANT interval := '1 hour';"})
+	if before, after := look(); after != before {
+		t.Errorf("after a fast look cursors are %s, and were %s", after, before)
+	}
+}

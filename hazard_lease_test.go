@@ -187,7 +187,7 @@ var leaseHazards = []hazard{
 	},
 	{
 		name:        "a nack while the clock is behind what was handed out",
-		protections: []protection{{"claim", "due_since := {schema}.due_from(state.due_to, now_at);", "due_since := {schema}.due_from(state.due_to, greatest(now_at, state.swept_to));"}},
+		protections: []protection{{"claim", "due_since := {schema}.due_from(state.due_to, state.full_at, now_at);", "due_since := {schema}.due_from(state.due_to, state.full_at, greatest(now_at, state.swept_to));"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)
 			createTopic(t, b, "t")

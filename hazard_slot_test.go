@@ -51,7 +51,7 @@ var slotHazards = []hazard{
 	},
 	{
 		name:        "a slot of the log with messages that are leased",
-		protections: []protection{{"leases_in", "WHERE NOT isempty(l.remaining)", "WHERE false"}},
+		protections: []protection{{"message_slot_needs", "l.last_xid, l.last_seq, l.remaining))  -- protection: leased", "l.last_xid, l.last_seq, '{}'))"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)
 			createTopic(t, b, "t")
@@ -74,7 +74,7 @@ var slotHazards = []hazard{
 		protections: []protection{
 			{"truncate_slot", "IF needed THEN  -- protection: needed", "IF false THEN"},
 			{"lease_slot_needs", "WHERE c.slot = lease_slot_needs.slot  -- protection: the newest cursor", "WHERE false"},
-			{"lease_slot_needs", "AND l.deadline > c.swept_to)  -- protection: not swept", "AND false)"},
+			{"lease_slot_needs", "AND l.deadline > c.swept_to  -- protection: not swept", "AND false"},
 		},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)

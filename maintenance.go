@@ -32,6 +32,11 @@ type MaintenanceSettings struct {
 	// the disk. Default 1 hour.
 	Patience time.Duration
 
+	// PassTime is how long a pass over all subscriptions goes on to make steps, each of which ends what has expired or moves
+	// messages for one of them, in turns; the next pass goes on with the others. It holds for a call of CleanupStuck or
+	// CleanupAcked, too. Default 1 minute.
+	PassTime time.Duration
+
 	// Interval is how often [Broker.Run] looks, give or take a tenth. Default 10 seconds.
 	Interval time.Duration
 }
@@ -49,6 +54,9 @@ func (s MaintenanceSettings) orDefaults() MaintenanceSettings {
 	if s.Patience == 0 {
 		s.Patience = time.Hour
 	}
+	if s.PassTime == 0 {
+		s.PassTime = time.Minute
+	}
 	if s.Interval == 0 {
 		s.Interval = 10 * time.Second
 	}
@@ -64,6 +72,7 @@ func (s MaintenanceSettings) check(p *problems) {
 		{"maintenance.slot_bytes", s.SlotBytes},
 		{"maintenance.spill_after", int64(s.SpillAfter)},
 		{"maintenance.patience", int64(s.Patience)},
+		{"maintenance.pass_time", int64(s.PassTime)},
 		{"maintenance.interval", int64(s.Interval)},
 	} {
 		if limit.value < 0 {
@@ -80,6 +89,7 @@ type Freed struct {
 	Spilled int   // messages that were moved out of the log for subscriptions that lag
 	Needed  int   // slots that were left and that a subscription still needs
 	Waiting int   // slots that nothing needs, but that an older transaction may look into, or has a lock on
+	More    bool  // time was over before all was moved that could be
 }
 
 // CleanupAcked gives the space of messages back that all subscriptions have acked. It does by one call what [Broker.Run] does
@@ -99,7 +109,8 @@ func (b *Broker) CleanupAcked(ctx context.Context, olderThan time.Duration) (Fre
 	}
 	settings := b.maintenance
 	settings.SlotAge = olderThan
-	freed, err := b.maintain(ctx, settings)
+	turns := b.newRingTurns()
+	freed, err := b.maintain(ctx, settings, turns)
 	for try := 0; ; try++ {
 		if err != nil {
 			return freed, fmt.Errorf("cleanup of acked messages: %w", err)
@@ -116,7 +127,7 @@ func (b *Broker) CleanupAcked(ctx context.Context, olderThan time.Duration) (Fre
 		freed.Needed, freed.Waiting = 0, 0
 		for _, ring := range rings {
 			if err == nil {
-				err = b.emptyRing(ctx, ring, settings, &freed)
+				err = b.emptyRing(ctx, ring, settings, turns[ring], &freed)
 			}
 		}
 	}
@@ -125,9 +136,6 @@ func (b *Broker) CleanupAcked(ctx context.Context, olderThan time.Duration) (Fre
 const (
 	waitingTries = 10
 	waitingPause = 200 * time.Millisecond
-
-	// stepsAPass is how many steps of moving messages a pass makes for one subscription; the next pass goes on.
-	stepsAPass = 100
 )
 
 // Run does the maintenance that nobody else does until ctx ends, and then returns nil: at once and then every 10 seconds, or
@@ -155,7 +163,7 @@ func (b *Broker) pass(ctx context.Context) error {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
 			slog.Int("dead_letters", stuck.DeadLetters), slog.Int("busy_subscriptions", stuck.Busy))
 	}
-	freed, err := b.maintain(ctx, b.maintenance)
+	freed, err := b.maintain(ctx, b.maintenance, b.newRingTurns())
 	if freed.Slots+freed.Rotated+freed.Spilled > 0 {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "acked messages cleaned up", slog.Int64("freed_bytes", freed.Bytes),
 			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
@@ -211,12 +219,12 @@ func (b *Broker) Repair(ctx context.Context) (Repaired, error) {
 var rings = []string{store.RingLeases, store.RingMessages}
 
 // maintain makes one pass over both rings. What goes wrong with one subscription or slot does not keep it from the others.
-func (b *Broker) maintain(ctx context.Context, settings MaintenanceSettings) (Freed, error) {
+func (b *Broker) maintain(ctx context.Context, settings MaintenanceSettings, turns ringTurns) (Freed, error) {
 	var freed Freed
 	var errs []error
 	for _, ring := range rings {
 		full, err := b.rotate(ctx, ring, settings, &freed)
-		errs = append(errs, err, b.emptyRing(ctx, ring, settings, &freed))
+		errs = append(errs, err, b.emptyRing(ctx, ring, settings, turns[ring], &freed))
 		if full {
 			_, err = b.rotate(ctx, ring, settings, &freed)
 			errs = append(errs, err)
@@ -225,7 +233,7 @@ func (b *Broker) maintain(ctx context.Context, settings MaintenanceSettings) (Fr
 	return freed, errors.Join(errs...)
 }
 
-func (b *Broker) emptyRing(ctx context.Context, ring string, settings MaintenanceSettings, freed *Freed) error {
+func (b *Broker) emptyRing(ctx context.Context, ring string, settings MaintenanceSettings, turns *turns, freed *Freed) error {
 	slots, err := b.store.ListSlots(ctx, b.pool, ring)
 	if err != nil {
 		return err
@@ -233,7 +241,7 @@ func (b *Broker) emptyRing(ctx context.Context, ring string, settings Maintenanc
 	var errs []error
 	for _, slot := range slots {
 		if !slot.Current && slot.Bytes > 0 {
-			errs = append(errs, b.empty(ctx, slot, settings, freed))
+			errs = append(errs, b.empty(ctx, slot, settings, turns, freed))
 		}
 	}
 	return errors.Join(errs...)
@@ -248,7 +256,7 @@ func (b *Broker) rotate(ctx context.Context, ring string, settings MaintenanceSe
 }
 
 // empty empties a slot, if need be after it has moved what is in it for subscriptions out of it.
-func (b *Broker) empty(ctx context.Context, slot store.Slot, settings MaintenanceSettings, freed *Freed) error {
+func (b *Broker) empty(ctx context.Context, slot store.Slot, settings MaintenanceSettings, turns *turns, freed *Freed) error {
 	truncate := func() (outcome string, err error) {
 		outcome, bytes, err := b.store.TruncateSlot(ctx, b.pool, slot.Ring, slot.Slot, settings.Patience)
 		freed.Bytes += bytes
@@ -256,7 +264,7 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 	}
 	outcome, err := truncate()
 	if outcome == store.Needed && slot.Left >= min(settings.SlotAge, settings.SpillAfter) { // most of it is over by itself before that
-		moveErr := b.moveOut(ctx, slot, settings, freed)
+		moveErr := b.moveOut(ctx, slot, settings, turns, freed)
 		outcome, err = truncate()
 		err = errors.Join(moveErr, err)
 	}
@@ -276,7 +284,7 @@ func (b *Broker) empty(ctx context.Context, slot store.Slot, settings Maintenanc
 
 // moveOut moves what subscriptions have in a slot out of it: leases and cursors to where the others are, leased messages to
 // deliveries, and those that a subscription has not had yet, if it has had the time.
-func (b *Broker) moveOut(ctx context.Context, slot store.Slot, settings MaintenanceSettings, freed *Freed) error {
+func (b *Broker) moveOut(ctx context.Context, slot store.Slot, settings MaintenanceSettings, turns *turns, freed *Freed) error {
 	var needs []store.Need
 	if slot.Ring == store.RingLeases {
 		ids, err := b.store.LeaseSlotNeeds(ctx, b.pool, slot.Slot)
@@ -292,55 +300,92 @@ func (b *Broker) moveOut(ctx context.Context, slot store.Slot, settings Maintena
 			return err
 		}
 	}
-	var errs []error
+	var steps []step
 	for _, need := range needs {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
 		if need.Backlog && slot.Left >= settings.SpillAfter {
-			errs = append(errs, b.spill(ctx, need.SubscriptionID, slot.Slot, freed))
+			steps = append(steps, subscriptionStep(need.SubscriptionID, func(ctx context.Context) (bool, error) {
+				return b.spill(ctx, need.SubscriptionID, slot.Slot, freed)
+			}))
 		}
 		if need.Leased && slot.Left >= settings.SlotAge {
-			err := b.steps(func() (more bool, err error) {
+			steps = append(steps, subscriptionStep(need.SubscriptionID, func(ctx context.Context) (more bool, err error) {
 				_, more, err = b.store.Vacate(ctx, b.pool, need.SubscriptionID, slot.Ring, slot.Slot)
 				return more, err
-			})
-			if err != nil {
-				errs = append(errs, fmt.Errorf("subscription %q: %w", need.SubscriptionID, err))
+			}))
+		}
+	}
+	more, err := turns.take(ctx, steps)
+	freed.More = freed.More || more
+	return err
+}
+
+// spill moves some of what a subscription has in a slot of the log and has not had yet. more says that there is more.
+func (b *Broker) spill(ctx context.Context, id string, slot int16, freed *Freed) (more bool, err error) {
+	moved, more, err := b.store.Spill(ctx, b.pool, id)
+	freed.Spilled += moved
+	if err != nil || moved == 0 && !more { // a transaction in progress is in the way
+		return false, err
+	}
+	needs, err := b.store.MessageSlotNeeds(ctx, b.pool, slot, &id)
+	return len(needs) > 0 && needs[0].Backlog, err
+}
+
+// turns share the time of a pass among subscriptions.
+type turns struct {
+	limit time.Duration
+	until time.Time // set by the first step, which is made however short the time is
+}
+
+// ringTurns are those of each ring: what there is to do in one does not keep a pass from the other.
+type ringTurns map[string]*turns
+
+func (b *Broker) newRingTurns() ringTurns {
+	all := ringTurns{}
+	for _, ring := range rings {
+		all[ring] = b.newTurns()
+	}
+	return all
+}
+
+func (b *Broker) newTurns() *turns { return &turns{limit: b.maintenance.PassTime} }
+
+// A step is made for one subscription, as often as it says that there is more to do.
+type step struct {
+	name string // for errors
+	do   func(ctx context.Context) (more bool, err error)
+}
+
+func subscriptionStep(id string, do func(ctx context.Context) (more bool, err error)) step {
+	return step{fmt.Sprintf("subscription %q", id), do}
+}
+
+// take makes steps in turns, beginning anywhere, until none has more to do or the time is over; then more is true. What goes
+// wrong with one does not keep it from the others. That a subscription was deleted, or is busy, is no error.
+func (t *turns) take(ctx context.Context, steps []step) (more bool, err error) {
+	rand.Shuffle(len(steps), func(i, j int) { steps[i], steps[j] = steps[j], steps[i] })
+	var errs []error
+	for len(steps) > 0 {
+		var again []step
+		for _, s := range steps {
+			if ctx.Err() != nil {
+				return true, errors.Join(append(errs, ctx.Err())...)
+			}
+			now := time.Now()
+			if t.until.IsZero() {
+				t.until = now.Add(t.limit)
+			} else if !now.Before(t.until) {
+				return true, errors.Join(errs...)
+			}
+			more, err := s.do(ctx)
+			switch {
+			case errors.Is(err, ErrNotFound), errors.Is(err, ErrBusy):
+			case err != nil:
+				errs = append(errs, fmt.Errorf("%s: %w", s.name, err))
+			case more:
+				again = append(again, s)
 			}
 		}
+		steps = again
 	}
-	return errors.Join(errs...)
-}
-
-// spill moves a subscription past a slot of the log.
-func (b *Broker) spill(ctx context.Context, id string, slot int16, freed *Freed) error {
-	err := b.steps(func() (more bool, err error) {
-		moved, more, err := b.store.Spill(ctx, b.pool, id)
-		freed.Spilled += moved
-		if err != nil || moved == 0 && !more { // a transaction in progress is in the way
-			return false, err
-		}
-		needs, err := b.store.MessageSlotNeeds(ctx, b.pool, slot, &id)
-		return len(needs) > 0 && needs[0].Backlog, err
-	})
-	if err != nil {
-		return fmt.Errorf("subscription %q: %w", id, err)
-	}
-	return nil
-}
-
-// steps calls step until there is no more to do, or enough was done for one pass. That a subscription was deleted, or is busy,
-// is no error.
-func (b *Broker) steps(step func() (more bool, err error)) error {
-	for range stepsAPass {
-		more, err := step()
-		if errors.Is(err, ErrNotFound) || errors.Is(err, ErrBusy) {
-			return nil
-		}
-		if err != nil || !more {
-			return err
-		}
-	}
-	return nil
+	return false, errors.Join(errs...)
 }

@@ -3,6 +3,7 @@ package fastpubsub_test
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"slices"
 	"testing"
@@ -222,5 +223,62 @@ func TestMaintenanceSettings(t *testing.T) {
 	b := maintainedBroker(t, db)
 	if _, err := b.CleanupAcked(t.Context(), -1); !errors.Is(err, fastpubsub.ErrInvalid) {
 		t.Errorf("got %v", err)
+	}
+}
+
+// TestPassTime gives maintenance next to no time, so that each pass makes a step: all subscriptions that lag get past the log
+// all the same, and what has expired ends.
+func TestPassTime(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	move := stopClock(t, db)
+	createTopic(t, b, "t")
+	const subscriptions, messages = 4, 1500
+	for i := range subscriptions {
+		createSubscription(t, b, fmt.Sprint("s", i), "t", noFilter)
+	}
+	for range messages / 500 {
+		publish(t, b, "t", numbered(0, 500)...)
+	}
+	for i := range subscriptions {
+		consume(t, b, fmt.Sprint("s", i), 100)
+	}
+	move(time.Hour)
+	brief, err := fastpubsub.New(db.Pool, fastpubsub.Config{
+		Schema: db.Schema, Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1, Patience: 1, PassTime: 1}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	released := 0
+	for more := true; more; {
+		stuck, err := brief.CleanupStuck(t.Context())
+		if err != nil || stuck.Released > 100 {
+			t.Fatalf("a pass did %+v: %v", stuck, err)
+		}
+		released += stuck.Released
+		more = stuck.More
+	}
+	if want := subscriptions * 100; released != want {
+		t.Errorf("%d messages were released, want %d", released, want)
+	}
+
+	deadline := time.Now().Add(time.Minute)
+	passes, spilled := 0, 0
+	for left := int64(1); left > 0; passes++ {
+		freed, err := brief.CleanupAcked(t.Context(), 0)
+		if err != nil || freed.Spilled > 1000 {
+			t.Fatalf("a pass did %+v: %v", freed, err)
+		}
+		spilled += freed.Spilled
+		move(time.Second) // since a slot was left
+		left = query[int64](t, db, `
+			SELECT sum({schema}.slot_bytes(ring, slot)) FROM {schema}.slots
+			WHERE ring = 'messages' AND slot <> {schema}.current_slot(ring)`) // that of leases is left anew by each pass
+		if time.Now().After(deadline) {
+			t.Fatalf("%d bytes are left after %d passes", left, passes)
+		}
+	}
+	if want := subscriptions * (messages - 100); spilled != want || passes < 2*subscriptions {
+		t.Errorf("%d messages were spilled by %d passes, want %d", spilled, passes, want)
 	}
 }

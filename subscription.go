@@ -237,6 +237,8 @@ type Stuck struct {
 	Released    int // messages that are delivered again
 	DeadLetters int // messages whose attempts were used up
 	Busy        int // subscriptions that others held for too long; what is left there waits for the next call
+
+	More bool // time was over before all that had expired was ended
 }
 
 // orphansStep is how many rows of deleted subscriptions one statement removes.
@@ -255,29 +257,24 @@ func (b *Broker) CleanupStuck(ctx context.Context) (Stuck, error) {
 	if err != nil {
 		return stuck, fmt.Errorf("cleanup of stuck messages: %w", err)
 	}
-	var errs []error
+	// What deleted subscriptions have left has its turns, too.
+	steps := []step{{"deleted subscriptions", func(ctx context.Context) (more bool, err error) {
+		n, err := b.store.RemoveOrphans(ctx, b.pool, orphansStep)
+		return n == orphansStep, err
+	}}}
 	for _, id := range ids {
-		for more := ctx.Err() == nil; more; {
+		steps = append(steps, subscriptionStep(id, func(ctx context.Context) (more bool, err error) {
 			swept, err := b.store.Sweep(ctx, b.pool, id)
-			switch {
-			case errors.Is(err, ErrNotFound): // deleted meanwhile
-			case errors.Is(err, ErrBusy):
+			if errors.Is(err, ErrBusy) {
 				stuck.Busy++
-			case err != nil: // the others go on
-				errs = append(errs, fmt.Errorf("cleanup of stuck messages of %q: %w", id, err))
 			}
 			stuck.Released += swept.Expired
 			stuck.DeadLetters += swept.Died
-			more = swept.More
-		}
+			return swept.More, err
+		}))
 	}
-	for {
-		n, err := b.store.RemoveOrphans(ctx, b.pool, orphansStep)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("cleanup after deleted subscriptions: %w", err))
-		}
-		if n < orphansStep {
-			return stuck, errors.Join(errs...)
-		}
+	if stuck.More, err = b.newTurns().take(ctx, steps); err != nil {
+		return stuck, fmt.Errorf("cleanup of stuck messages: %w", err)
 	}
+	return stuck, nil
 }

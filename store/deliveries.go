@@ -18,22 +18,11 @@ type DeadLetter struct {
 	DeadAt     time.Time
 }
 
-// listDeadLetters pages through what gave up, oldest first. The position breaks ties, so that two pages never show the same
-// message while nothing changes. A subscription that does not exist is told from an empty one by a row of NULLs.
 const listDeadLetters = `
-SELECT d.xid, d.seq, d.payload, d.attributes::text, d.attempts, d.created_at, d.last_error, d.dead_at
-FROM {schema}.subscriptions s
-LEFT JOIN LATERAL (
-    SELECT d.* FROM {schema}.deliveries d
-    WHERE d.sub = s.num AND d.state = 'dead'
-    ORDER BY d.dead_at, d.xid, d.seq
-    OFFSET $2 LIMIT $3
-) d ON true
-WHERE s.id = $1
-ORDER BY d.dead_at, d.xid, d.seq`
+SELECT xid, seq, payload, attributes, attempts, created_at, last_error, dead_at FROM {schema}.dead_letters($1, $2, $3)`
 
-// ListDeadLetters returns a subscription's dead letters, oldest first. It returns ErrNotFound if there is no such
-// subscription.
+// ListDeadLetters returns a subscription's dead letters, oldest first; fewer than limit where they are large, but at least one.
+// It returns ErrNotFound if there is no such subscription.
 func (s *Store) ListDeadLetters(ctx context.Context, db DBTX, subID string, offset, limit int) ([]DeadLetter, error) {
 	rows, _ := db.Query(ctx, s.listDeadLetters, subID, offset, limit) // CollectRows reports Query's error
 	all, err := pgx.CollectRows(rows, func(row pgx.CollectableRow) (*DeadLetter, error) {

@@ -283,7 +283,7 @@ func (a *auditor) handed(f *fate, attempts, begun int) {
 
 func (a *auditor) readDeadLetters(ctx context.Context, b *fastpubsub.Broker) error {
 	const page = 100
-	for offset := 0; ; offset += page {
+	for offset := 0; ; {
 		letters, err := b.DeadLetters(ctx, Subscription, fastpubsub.ListOptions{Offset: offset, Limit: page})
 		if err != nil {
 			return err
@@ -298,8 +298,9 @@ func (a *auditor) readDeadLetters(ctx context.Context, b *fastpubsub.Broker) err
 				a.find("%v is dead after %d of %d attempts", f.ID, letter.DeliveryAttempts, Attempts)
 			}
 		}
-		if len(letters) < page {
+		if len(letters) == 0 {
 			return nil
 		}
+		offset += len(letters)
 	}
 }

@@ -51,6 +51,7 @@ DECLARE
     own_xid        bigint;
     new_swept_to   timestamptz;
     new_due_to     timestamptz;
+    new_full_at    timestamptz;
     new_acked      bigint;
     wanted         int := max_messages;
     taken          record;
@@ -105,14 +106,14 @@ BEGIN
     INTO state
     FROM {schema}.subscriptions s
     CROSS JOIN LATERAL (
-        SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked
+        SELECT c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.full_at, c.acked
         FROM {schema}.cursors c WHERE c.sub = s.num AND c.slot = current_slot
         ORDER BY c.gen DESC LIMIT 1
     ) c
     WHERE s.num = sub_num;
     IF NOT FOUND THEN
         SELECT s.topic_num, s.filter_path, s.ack_deadline_seconds, s.max_delivery_attempts,
-               c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.acked
+               c.gen, c.xid, c.seq, c.late_xids, c.late_seqs, c.swept_to, c.due_to, c.full_at, c.acked
         INTO state
         FROM {schema}.subscriptions s, {schema}.newest_cursor(sub_num) c
         WHERE s.num = sub_num;
@@ -121,7 +122,8 @@ BEGIN
         RETURN 'no_subscription';
     END IF;
     looking := NOT log_only AND (max_messages = 0 OR state.due_to <= now_at - look_pause OR state.due_to > now_at);
-    due_since := {schema}.due_from(state.due_to, now_at);
+    due_since := {schema}.due_from(state.due_to, state.full_at, now_at);
+    new_full_at := CASE WHEN due_since = '-infinity' THEN now_at ELSE state.full_at END;
     now_at := greatest(now_at, state.swept_to);  -- a clock may step back, but no deadline behind what was swept
     deadline := now_at + make_interval(secs => coalesce(claim.ack_deadline_seconds, state.ack_deadline_seconds));
     new_swept_to := state.swept_to;
@@ -164,6 +166,7 @@ BEGIN
                 wanted := wanted - coalesce(cardinality(due_xids), 0);
             ELSIF look.due THEN
                 new_due_to := least(new_due_to, state.due_to);
+                new_full_at := state.full_at;
             END IF;
             IF least(new_swept_to, new_due_to) < now_at THEN  -- there is more: the next call looks again
                 new_due_to := least(new_due_to, now_at - look_pause);
@@ -266,9 +269,9 @@ BEGIN
                                       xids[:late_stretches], los[:late_stretches], his[:late_stretches]);
     END IF;
     IF changed THEN
-        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, full_at, acked)
         VALUES (state.gen + 1, new_xid, new_seq, sub_num, current_slot, late_xids, late_seqs,
-                new_swept_to, new_due_to, new_acked);
+                new_swept_to, new_due_to, CASE WHEN looking THEN new_full_at ELSE state.full_at END, new_acked);
     END IF;
     IF due_xids IS NOT NULL THEN
         done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,

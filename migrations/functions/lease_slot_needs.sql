@@ -16,7 +16,8 @@ BEGIN
     FROM {schema}.subscriptions s
     CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
     WHERE c.slot = lease_slot_needs.slot  -- protection: the newest cursor
-       OR EXISTS (SELECT FROM {schema}.leases l
-                  WHERE l.slot = lease_slot_needs.slot AND l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to)  -- protection: not swept
+       OR (SELECT true FROM {schema}.leases l
+           WHERE l.slot = lease_slot_needs.slot AND l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to  -- protection: not swept
+           ORDER BY l.deadline LIMIT 1)  -- which keeps the primary key away, by which all leases would be read
        OR EXISTS (SELECT FROM {schema}.held_leases h WHERE h.slot = lease_slot_needs.slot AND h.sub = s.num);
 END $$;

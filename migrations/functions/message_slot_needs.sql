@@ -17,24 +17,32 @@ BEGIN
     SELECT n.num, n.id, n.backlog, n.leased
     FROM (
         SELECT s.num, s.id,
-               EXISTS (SELECT FROM {schema}.messages m
-                       WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
-                         AND (m.xid, m.base) >= (c.xid, (c.seq + 1) & ~65535::bigint)  -- protection: beyond the cursor
-                       ORDER BY m.xid, m.base LIMIT 1)
-               OR EXISTS (SELECT FROM unnest(c.late_xids, c.late_seqs) l(xid, seq)
-                          CROSS JOIN LATERAL (
-                              SELECT FROM {schema}.messages m
-                              WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num AND m.xid = l.xid
-                                AND m.base >= (l.seq + 1) & ~65535::bigint  -- protection: late
-                              ORDER BY m.xid, m.base LIMIT 1
-                          ) m) AS backlog,
-               EXISTS (SELECT FROM {schema}.leases_in(s.num, s.topic_num, c.swept_to, message_slot_needs.slot)) AS leased
+               coalesce(
+                   (SELECT true FROM {schema}.messages m
+                    WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
+                      AND (m.xid, m.base) >= (c.xid, (c.seq + 1) & ~65535::bigint)  -- protection: beyond the cursor
+                    ORDER BY m.xid, m.base LIMIT 1),
+                   (SELECT true FROM unnest(c.late_xids, c.late_seqs) l(xid, seq)
+                    CROSS JOIN LATERAL (
+                        SELECT FROM {schema}.messages m
+                        WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num AND m.xid = l.xid
+                          AND m.base >= (l.seq + 1) & ~65535::bigint  -- protection: late
+                        ORDER BY m.xid, m.base LIMIT 1
+                    ) m
+                    LIMIT 1),
+                   false) AS backlog,
+               coalesce(
+                   (SELECT true FROM {schema}.open_leases(s.num, c.swept_to) l
+                    WHERE (SELECT * FROM {schema}.lease_in_slot(message_slot_needs.slot, s.topic_num, l.first_xid, l.first_seq,
+                                                                l.last_xid, l.last_seq, l.remaining))  -- protection: leased
+                    LIMIT 1),
+                   false) AS leased
         FROM {schema}.subscriptions s
         CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
         WHERE (only_sub IS NULL OR s.id = only_sub)
-          AND EXISTS (SELECT FROM {schema}.messages m
-                      WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
-                      ORDER BY m.xid, m.base LIMIT 1)
+          AND (SELECT true FROM {schema}.messages m
+               WHERE m.slot = message_slot_needs.slot AND m.topic_num = s.topic_num
+               ORDER BY m.xid, m.base LIMIT 1)
     ) n
     WHERE n.backlog OR n.leased;
 END $$;

@@ -65,9 +65,9 @@ BEGIN
     died := swept.died;
 
     IF swept.looked OR removed > 0 THEN
-        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, full_at, acked)
         VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
-                swept.swept_to, least(sub.due_to, swept.due_to), sub.acked + swept.acked + removed);
+                swept.swept_to, least(sub.due_to, swept.due_to), sub.full_at, sub.acked + swept.acked + removed);
     END IF;
     outcome := CASE WHEN swept.swept_to < now_at OR swept.due_to < now_at OR removed = step THEN 'more' ELSE 'ok' END;
 END $$;

@@ -53,15 +53,16 @@ BEGIN
         RETURN;
     END IF;
 
-    -- Those that are held are for a sweep.
+    -- Those that are held are for a sweep. In the order of the deadlines what is in an old slot of the log comes first, so that
+    -- a step need not look at all that is leased.
     FOR lease IN
         SELECT l.ctid AS tid, l.slot, l.first_xid, l.first_seq, l.last_xid, l.last_seq, l.remaining, l.acked, l.deadline, l.consumer
         FROM {schema}.leases l
         WHERE l.sub = sub_num AND l.deadline > '-infinity' AND l.deadline > sub.swept_to
-          AND (l.slot = lease_slot
-               OR (l.slot, l.kind, l.first_xid, l.first_seq) IN (
-                   SELECT i.slot, i.kind, i.first_xid, i.first_seq
-                   FROM {schema}.leases_in(sub_num, sub.topic_num, sub.swept_to, message_slot) i))
+          AND l.slot >= coalesce(lease_slot, 0) AND l.slot <= coalesce(lease_slot, 3)
+          AND (message_slot IS NULL
+               OR (SELECT * FROM {schema}.lease_in_slot(message_slot, sub.topic_num, l.first_xid, l.first_seq,
+                                                        l.last_xid, l.last_seq, l.remaining)))
         ORDER BY l.deadline
         LIMIT step
         FOR UPDATE SKIP LOCKED
@@ -80,9 +81,9 @@ BEGIN
         EXIT WHEN moved >= max_messages;
     END LOOP;
     IF found_n > 0 OR sub.slot = lease_slot THEN
-        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, acked)
+        INSERT INTO {schema}.cursors (gen, xid, seq, sub, slot, late_xids, late_seqs, swept_to, due_to, full_at, acked)
         VALUES (sub.gen + 1, sub.xid, sub.seq, sub_num, sub.current_slot, sub.late_xids, sub.late_seqs,
-                sub.swept_to, least(sub.due_to, due_to), sub.acked + counted);
+                sub.swept_to, least(sub.due_to, due_to), sub.full_at, sub.acked + counted);
     END IF;
     outcome := CASE WHEN found_n = step OR moved >= max_messages THEN 'more' ELSE 'ok' END;
 END $$;
