@@ -97,9 +97,9 @@ func checkScope(scope string) (normal, msg string) {
 	return scope, ""
 }
 
-// parseUUID reads the usual form of a UUID alone, of 36 characters.
+// parseUUID reads a UUID in any of its forms.
 func parseUUID(s string) (uuid.UUID, bool) {
-	if len(s) != 36 {
+	if uuid.Validate(s) != nil { // Parse does not look at what is around the digits
 		return uuid.UUID{}, false
 	}
 	u, err := uuid.Parse(s)
