@@ -16,7 +16,8 @@ import (
 	"golang.org/x/crypto/argon2"
 )
 
-// A Secret is text that must not be seen: printed, logged or encoded it is "[secret]". string(secret) is the text itself.
+// A Secret is text that must not be seen: printed, logged or encoded it is "[secret]", unless it is the key of a map in JSON.
+// string(secret) is the text itself.
 type Secret string
 
 const hidden = "[secret]"

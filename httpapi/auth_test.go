@@ -335,7 +335,9 @@ func TestTokensCannotBeChecked(t *testing.T) {
 		{fastpubsub.ErrNoTokens, 500},
 		{errors.New("anything"), 500},
 	} {
-		b := &broker{checkToken: func(fastpubsub.Secret) (fastpubsub.Caller, error) { return fastpubsub.Caller{Scopes: fastpubsub.Scopes{"*"}}, test.err }}
+		b := &broker{checkToken: func(fastpubsub.Secret) (fastpubsub.Caller, error) {
+			return fastpubsub.Caller{Scopes: fastpubsub.Scopes{"*"}}, test.err
+		}}
 		w := do(httpapi.New(b, httpapi.Config{Logger: silent, Authenticate: true}), "GET", "/topics", "", header{"Authorization": "Bearer h.c.s"})
 		if w.Code != test.status {
 			t.Errorf("%v: %d %s, want %d", test.err, w.Code, w.Body, test.status)
@@ -533,7 +535,9 @@ func TestIssueNoToken(t *testing.T) {
 			`{"detail":"Authentication is off: there are no access tokens, and none is needed","error":"invalid_request"}`},
 		{fastpubsub.ErrBusy, 503, `{"detail":"The token endpoint is busy, try again"}`, `{"detail":"The token endpoint is busy, try again"}`},
 	} {
-		b := &broker{issueToken: func(string, fastpubsub.Secret, fastpubsub.Scopes) (fastpubsub.Token, error) { return fastpubsub.Token{}, test.err }}
+		b := &broker{issueToken: func(string, fastpubsub.Secret, fastpubsub.Scopes) (fastpubsub.Token, error) {
+			return fastpubsub.Token{}, test.err
+		}}
 		api := httpapi.New(b, httpapi.Config{Logger: silent})
 		w := do(api, "POST", "/oauth/token", `{"client_id":"`+anUUID+`","client_secret":"x"}`, nil)
 		if w.Code != test.status || w.Body.String() != test.json {
