@@ -88,7 +88,7 @@ type Token struct {
 
 // IssueToken returns a token to who knows the id and the secret of an active client. It is good for all scopes of the client, or
 // for those of scopes, unless that is nil. Checking the secret takes some 0.1 seconds and 64 MiB, whatever comes out of it; two
-// are checked at once, and no connection to the database is held meanwhile.
+// are checked at once at most, and one on fewer than eight cores. No connection to the database is held meanwhile.
 //
 // It returns ErrCredentials, ErrScope, ErrNoTokens, and ErrBusy after 5 seconds of waiting for other checks.
 func (b *Broker) IssueToken(ctx context.Context, clientID string, secret Secret, scopes Scopes) (Token, error) {

@@ -18,11 +18,14 @@ func (b *Broker) OnHash(f func(memory uint32)) {
 }
 
 // NewHasher returns what checks secrets, with another computation.
-func NewHasher(compute func() []byte) func(ctx context.Context) (bool, error) {
-	r := newHasher()
+func NewHasher(atOnce int, compute func() []byte) func(ctx context.Context) (bool, error) {
+	r := newHasher(atOnce)
 	r.compute = func([]byte, secretHash) []byte { return compute() }
 	return func(ctx context.Context) (bool, error) { return r.verify(ctx, "secret", nobodysHash) }
 }
 
 // HashWait is how long one waits for others.
 const HashWait = hashWait
+
+// HashesAtOnce is how many secrets are checked at once on so many cores.
+func HashesAtOnce(cores int) int { return hashesAtOnce(cores) }

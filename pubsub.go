@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -157,7 +158,7 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	}
 	b := &Broker{
 		pool: pool, store: store.New(config.Schema), defaults: defaults,
-		maintenance: config.Maintenance.orDefaults(), tokens: config.Tokens.orDefaults(), hasher: newHasher(), logger: config.Logger,
+		maintenance: config.Maintenance.orDefaults(), tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))), logger: config.Logger,
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)

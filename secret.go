@@ -122,22 +122,26 @@ func (h secretHash) String() string {
 // nobodysHash is compared with where there is no hash, so that it takes as long. No secret is known that has it.
 var nobodysHash = secretHash{memory: hashMemory, passes: hashPasses, threads: hashThreads, salt: make([]byte, saltBytes), tag: make([]byte, tagBytes)}
 
-// A hasher computes hashes: two at once, since each takes 64 MiB and all cores that it gets for some 0.1 seconds.
+// A hasher computes hashes, one or two at once: each takes 64 MiB, and four cores if it gets them, for some 0.1 seconds. More at
+// once would give no more of them, and on two cores two together kept everybody else waiting ten times as long.
 type hasher struct {
 	running chan struct{} // has an element for each computation
 	compute func(secret []byte, h secretHash) []byte
 }
 
 const (
-	hashesAtOnce = 2
-	hashWait     = 5 * time.Second
+	maxHashesAtOnce = 2
+	hashWait        = 5 * time.Second
 )
 
-func newHasher() *hasher {
-	return &hasher{running: make(chan struct{}, hashesAtOnce), compute: func(secret []byte, h secretHash) []byte {
+func newHasher(atOnce int) *hasher {
+	return &hasher{running: make(chan struct{}, atOnce), compute: func(secret []byte, h secretHash) []byte {
 		return argon2.IDKey(secret, h.salt, h.passes, h.memory, h.threads, uint32(len(h.tag)))
 	}}
 }
+
+// hashesAtOnce is how many computations this many cores are enough for.
+func hashesAtOnce(cores int) int { return min(max(cores/hashThreads, 1), maxHashesAtOnce) }
 
 // run computes the hash of a secret with the parameters and the length of h. It waits for its turn for up to 5 seconds and
 // while ctx lasts; what has begun is finished.

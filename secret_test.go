@@ -140,14 +140,19 @@ func FuzzParseSecretHash(f *testing.F) {
 	})
 }
 
-// Two are computed at once, the others wait, and who goes away does so at once.
+// As many as may be are computed at once, the others wait, and who goes away does so at once.
 func TestHashesAtOnce(t *testing.T) {
 	t.Parallel()
+	for cores, want := range map[int]int{1: 1, 2: 1, 7: 1, 8: 2, 64: 2} {
+		if got := fastpubsub.HashesAtOnce(cores); got != want {
+			t.Errorf("%d at once on %d cores, want %d", got, cores, want)
+		}
+	}
 	synctest.Test(t, func(t *testing.T) {
 		var mu sync.Mutex // protects running, most and computed
 		running, most, computed := 0, 0, 0
 		finish := make(chan struct{})
-		verify := fastpubsub.NewHasher(func() []byte {
+		verify := fastpubsub.NewHasher(2, func() []byte {
 			mu.Lock()
 			running++
 			computed++
