@@ -152,6 +152,10 @@ func TestTokens(t *testing.T) {
 			t.Fatalf("%s, before: %s", name, answer.Status)
 		}
 	}
+	inactive := uuid.New() // since ever, so that its tokens are of the right version
+	if err := g.broker.ImportClient(t.Context(), fastpubsub.Client{ID: inactive, Name: "c", Scopes: fastpubsub.Scopes{"*"}}, emptyHash); err != nil {
+		t.Fatal(err)
+	}
 	byAdmin := header{"Authorization": "bearer " + forge(t, admin, "*", nil)} // schemes have no case
 	g.do("PUT", "/clients/"+updated.String(), `{"name":"c","scopes":"*"}`, 200, byAdmin)
 	g.do("PUT", "/clients/"+deactivated.String(), `{"name":"c","scopes":"*","is_active":false}`, 200, byAdmin)
@@ -201,6 +205,7 @@ func TestTokens(t *testing.T) {
 			{"of a client that was updated", revoked["updated"], 401},
 			{"of a client that was deactivated", revoked["deactivated"], 401},
 			{"of a client that was deleted", revoked["deleted"], 401},
+			{"of a client that is not active", forge(t, inactive, "*", nil), 401},
 			{"without scopes", forge(t, admin, "", nil), 403},
 			{"all other scopes", forge(t, admin, strings.Join(others, " "), nil), 403},
 			{"the resource alone", forge(t, admin, strings.Split(rt.Scope, ":")[0], nil), 403},
