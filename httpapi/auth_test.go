@@ -368,7 +368,11 @@ func TestRevokedDuringLongPoll(t *testing.T) {
 	token := header{"Authorization": "Bearer h.c.s"}
 	answers := make(chan *httptest.ResponseRecorder)
 	go func() { answers <- do(api, "GET", target, "", token) }()
-	<-started
+	select {
+	case <-started:
+	case w := <-answers:
+		t.Fatalf("it did not wait: %d %s", w.Code, w.Body)
+	}
 	close(revoked)
 	if w := do(api, "GET", target, "", token); w.Code != 401 {
 		t.Errorf("the next one: %d %s, want 401", w.Code, w.Body)
