@@ -19,7 +19,7 @@ const Version = 6
 var (
 	ErrNotFound       = errors.New("not found")
 	ErrExists         = errors.New("already exists")
-	ErrBusy           = errors.New("busy: another call held its lock for too long")
+	ErrBusy           = errors.New("busy: other calls held what it needs for too long")
 	ErrSchemaOutdated = errors.New("database schema is out of date: run db-migrate")
 	ErrBinaryOutdated = errors.New("database schema is newer than this binary can serve: use a newer one")
 	ErrRestored       = errors.New("messages were copied here from another database: run fastpubsub repair")
@@ -58,6 +58,8 @@ type Store struct {
 	sweep, listExpired, removeOrphans                                          string
 	listSlots, rotate, truncateSlot, messageSlotNeeds, leaseSlotNeeds          string
 	vacate, spill                                                              string
+	createClient, getClient, listClients, updateClient, deleteClient           string
+	getCredentials, getTokenVersion                                            string
 
 	table string // of the schema's state, quoted
 }
@@ -99,6 +101,13 @@ func New(schema string) *Store {
 		leaseSlotNeeds:     fill(leaseSlotNeeds),
 		vacate:             fill(vacate),
 		spill:              fill(spill),
+		createClient:       fill(createClient),
+		getClient:          fill(getClient),
+		listClients:        fill(listClients),
+		updateClient:       fill(updateClient),
+		deleteClient:       fill(deleteClient),
+		getCredentials:     fill(getCredentials),
+		getTokenVersion:    fill(getTokenVersion),
 	}
 }
 
@@ -170,7 +179,7 @@ func translate(err error) error {
 	switch pgErr.Code {
 	case "23505": // unique_violation
 		switch pgErr.ConstraintName {
-		case "topics_id_key", "subscriptions_id_key":
+		case "topics_id_key", "subscriptions_id_key", "clients_pkey":
 			return ErrExists
 		}
 	case "23503": // foreign_key_violation

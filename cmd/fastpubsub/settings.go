@@ -94,14 +94,11 @@ type maintenanceFlags struct {
 
 // enabled says whether the server does maintenance.
 func (f *maintenanceFlags) enabled(b *badSettings) bool {
-	switch strings.ToLower(f.MaintenanceEnabled) {
-	case "true", "1":
-		return true
-	case "false", "0":
-		return false
+	enabled, err := parseBool(f.MaintenanceEnabled)
+	if err != nil {
+		b.add("FASTPUBSUB_MAINTENANCE_ENABLED", "%v", err)
 	}
-	b.add("FASTPUBSUB_MAINTENANCE_ENABLED", "must be true or false, not %q", f.MaintenanceEnabled)
-	return false
+	return enabled
 }
 
 // schema returns the name of the schema.
@@ -177,6 +174,7 @@ type apiSettings struct {
 	schema               string
 	api                  httpapi.Config // without its Logger
 	subscriptionDefaults fastpubsub.SubscriptionSettings
+	tokens               fastpubsub.TokenSettings
 	maintenance          bool
 	slotAge              time.Duration // 0 for the default
 }
