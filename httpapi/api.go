@@ -51,6 +51,9 @@ type Config struct {
 
 	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
+
+	// Debug adds the cause to answers of 500. Causes may have ids and parts of statements in them.
+	Debug bool
 }
 
 // Limits that clients see.

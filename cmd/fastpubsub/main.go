@@ -2,6 +2,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -51,7 +52,11 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal kills
 	unsetEmpty()
-	os.Exit(run(&process{ctx, os.Stdout, os.Stderr}, os.Args[1:]))
+	p := &process{ctx, os.Stdout, os.Stderr}
+	if err := loadDotEnv(); err != nil {
+		os.Exit(p.fail(err, "", slog.DiscardHandler))
+	}
+	os.Exit(run(p, os.Args[1:]))
 }
 
 // unsetEmpty makes variables that are set to nothing, as compose files do, the same as unset ones.
@@ -95,7 +100,12 @@ func run(p *process, args []string) (code int) {
 		fmt.Fprintf(p.stderr, "fastpubsub: %s; see fastpubsub --help\n", text)
 		return exitUsage
 	}
-	err = command.Run(p)
+	name, _, _ := strings.Cut(command.Command(), " <") // its arguments
+	return p.fail(command.Run(p), name, failureHandler(p, command))
+}
+
+// fail says why a command failed, if it did, and returns the exit code.
+func (p *process) fail(err error, command string, handler slog.Handler) int {
 	var bad badSettings
 	switch {
 	case errors.As(err, &bad):
@@ -106,9 +116,23 @@ func run(p *process, args []string) (code int) {
 	case errors.Is(err, errFound):
 		return exitFailure
 	case err != nil:
-		name, _, _ := strings.Cut(command.Command(), " <") // its arguments
-		slog.New(slog.NewTextHandler(p.stderr, nil)).Error(name+" failed", "error", err)
+		slog.New(handler).Error(command+" failed", "error", err)
 		return exitFailure
 	}
 	return exitOK
+}
+
+// failureHandler logs the end of a command in the format that it logs in, or that it would log in if it did.
+func failureHandler(p *process, command *kong.Context) slog.Handler {
+	format := cmp.Or(os.Getenv("FASTPUBSUB_LOG_FORMATTER"), defaultLogFormat)
+	for _, flag := range command.Flags() {
+		if flag.Name == "log-formatter" {
+			format = flag.Target.String()
+		}
+	}
+	handler, err := newLogHandler(p.stderr, format, slog.LevelInfo)
+	if err != nil { // it was, or would be, refused
+		return slog.NewTextHandler(p.stderr, nil)
+	}
+	return handler
 }
