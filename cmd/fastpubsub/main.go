@@ -18,25 +18,46 @@ import (
 
 const description = `Publish/subscribe on the Postgres that you already have.
 
-Create or upgrade the tables with "fastpubsub db-migrate", then start "fastpubsub server".
-Every setting of the server is a flag and an environment variable; the flag wins.`
+Create or upgrade the tables with "fastpubsub db-migrate", then start "fastpubsub server". To try it, with nothing set up:
+"fastpubsub dev".`
+
+// helpEnd follows all help.
+const helpEnd = `
+A setting is a flag and a variable: --api-port is FASTPUBSUB_API_PORT. The flag
+wins over the environment, and that over the file .env in the working directory.
+`
 
 // commands are the subcommands. Each has its file, with its flags and a method Run(*process) error.
 type commands struct {
-	DBMigrate    dbMigrate      `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
-	Server       serverCommand  `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
-	CleanupStuck cleanupStuck   `cmd:"" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
-	CleanupAcked cleanupAcked   `cmd:"" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
-	DLQ          dlqCommand     `cmd:"" name:"dlq" help:"List, reprocess or purge dead letters."`
-	Doctor       doctorCommand  `cmd:"" help:"Say what is wrong with the database, or will be, and what to do about it."`
-	Dev          devCommand     `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
-	Bench        benchCommand   `cmd:"" help:"Measure, beside a floor of bare INSERTs."`
-	Version      versionCommand `cmd:"" help:"Print the version."`
+	Server      serverCommand `cmd:"" group:"serve" help:"Serve the REST API until SIGINT or SIGTERM."`
+	DBMigrate   dbMigrate     `cmd:"" group:"serve" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
+	Dev         devCommand    `cmd:"" group:"serve" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
+	Healthcheck healthcheck   `cmd:"" group:"serve" help:"Ask a server on this machine whether it is ready. For containers."`
+
+	Publish publishCommand `cmd:"" group:"messages" help:"Publish messages to a topic, from arguments or stdin."`
+	Tail    tailCommand    `cmd:"" group:"messages" help:"Print the messages of a topic or subscription as they come, one JSON object a line."`
+	DLQ     dlqCommand     `cmd:"" group:"messages" name:"dlq" help:"List, reprocess or purge dead letters."`
+
+	CleanupStuck cleanupStuck  `cmd:"" group:"database" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
+	CleanupAcked cleanupAcked  `cmd:"" group:"database" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
+	Doctor       doctorCommand `cmd:"" group:"database" help:"Say what is wrong with the database, or will be, and what to do about it."`
+	Import       importCommand `cmd:"" group:"database" help:"Take everything over from the database of the Python server."`
+	Bench        benchCommand  `cmd:"" group:"database" help:"Measure, beside a floor of bare INSERTs."`
+
+	Version versionCommand `cmd:"" group:"serve" help:"Print the version."`
+}
+
+// commandGroups are the headings over commands.
+var commandGroups = kong.Groups{
+	"serve":    "Serving",
+	"messages": "Messages",
+	"database": "The database",
 }
 
 // A process is what a subcommand gets from the system. It has a context, since it lives as long as that does.
 type process struct {
 	ctx    context.Context // ends with the first SIGINT or SIGTERM
+	stdin  io.Reader
 	stdout io.Writer
 	stderr io.Writer
 }
@@ -52,7 +73,7 @@ func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
 	context.AfterFunc(ctx, stop) // the second signal kills
 	unsetEmpty()
-	p := &process{ctx, os.Stdout, os.Stderr}
+	p := &process{ctx, os.Stdin, os.Stdout, os.Stderr}
 	if err := loadDotEnv(); err != nil {
 		os.Exit(p.fail(err, "", slog.DiscardHandler))
 	}
@@ -67,6 +88,15 @@ func unsetEmpty() {
 			os.Unsetenv(name)
 		}
 	}
+}
+
+// printHelp is kong's help, and what is true of all commands.
+func printHelp(options kong.HelpOptions, ctx *kong.Context) error {
+	if err := kong.DefaultHelpPrinter(options, ctx); err != nil {
+		return err
+	}
+	_, err := io.WriteString(ctx.Stdout, helpEnd)
+	return err
 }
 
 // run runs the subcommand that the arguments name and returns the exit code.
@@ -87,6 +117,9 @@ func run(p *process, args []string) (code int) {
 		kong.Writers(p.stdout, p.stderr),
 		kong.Exit(func(code int) { panic(exit(code)) }),
 		kong.ConfigureHelp(kong.HelpOptions{Compact: true, WrapUpperBound: 120}),
+		kong.ValueFormatter(func(value *kong.Value) string { return value.Help }), // helpEnd says what the variables are
+		kong.Help(printHelp),
+		commandGroups,
 	)
 	if err != nil {
 		panic(err) // the tags of commands are wrong

@@ -33,7 +33,7 @@ const nowhere = "postgres://u:secret@127.0.0.1:1/d"
 // execute runs the command and returns what it wrote, too.
 func execute(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
-	code = run(&process{ctx, &out, &err}, args)
+	code = run(&process{ctx, strings.NewReader(""), &out, &err}, args)
 	return code, out.String(), err.String()
 }
 
