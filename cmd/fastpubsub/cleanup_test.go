@@ -210,7 +210,7 @@ func TestDLQ(t *testing.T) {
 	}
 	for _, args := range [][]string{{"list", "x"}, {"purge", "x", "--all"}, {"reprocess", "x", id}} {
 		got := dlq(1, args...)
-		if want := fmt.Sprintf(`message=dlq %s failed error="there is no subscription \"x\""`, args[0]); !strings.HasSuffix(got, want+"\n") || strings.Contains(got, "count=") {
+		if want := fmt.Sprintf(`fastpubsub: dlq %s: there is no subscription "x"`, args[0]); !strings.HasSuffix(got, want+"\n") || strings.Contains(got, "count=") {
 			t.Errorf("dlq %v printed %q, want %s", args, got, want)
 		}
 	}

@@ -2,7 +2,6 @@
 package main
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -75,7 +74,7 @@ func main() {
 	unsetEmpty()
 	p := &process{ctx, os.Stdin, os.Stdout, os.Stderr}
 	if err := loadDotEnv(); err != nil {
-		os.Exit(p.fail(err, "", slog.DiscardHandler))
+		os.Exit(p.fail(err, dotEnvName, nil))
 	}
 	os.Exit(run(p, os.Args[1:]))
 }
@@ -148,6 +147,9 @@ func (p *process) fail(err error, command string, handler slog.Handler) int {
 		return exitUsage
 	case errors.Is(err, errFound):
 		return exitFailure
+	case err != nil && handler == nil:
+		fmt.Fprintf(p.stderr, "fastpubsub: %s: %s\n", command, oneLine.Replace(err.Error()))
+		return exitFailure
 	case err != nil:
 		slog.New(handler).Error(command+" failed", "error", err)
 		return exitFailure
@@ -155,17 +157,17 @@ func (p *process) fail(err error, command string, handler slog.Handler) int {
 	return exitOK
 }
 
-// failureHandler logs the end of a command in the format that it logs in, or that it would log in if it did.
+// failureHandler logs the end of a command as that logs; it is nil for one that does not, and speaks to a person.
 func failureHandler(p *process, command *kong.Context) slog.Handler {
-	format := cmp.Or(os.Getenv("FASTPUBSUB_LOG_FORMATTER"), defaultLogFormat)
 	for _, flag := range command.Flags() {
-		if flag.Name == "log-formatter" {
-			format = flag.Target.String()
+		if flag.Name != "log-formatter" {
+			continue
 		}
+		handler, err := newLogHandler(p.stderr, flag.Target.String(), slog.LevelInfo)
+		if err != nil { // it was refused
+			return nil
+		}
+		return handler
 	}
-	handler, err := newLogHandler(p.stderr, format, slog.LevelInfo)
-	if err != nil { // it was, or would be, refused
-		return slog.NewTextHandler(p.stderr, nil)
-	}
-	return handler
+	return nil
 }

@@ -81,7 +81,7 @@ func TestPublish(t *testing.T) {
 		stderr string
 		ids    int
 	}{
-		{"no such topic", "", []string{"x", "{}"}, 1, `error="there is no topic \"x\""` + "\n", 0},
+		{"no such topic", "", []string{"x", "{}"}, 1, "fastpubsub: publish: there is no topic \"x\"\n", 0},
 		{"bad arguments", "", []string{"t", "{}", "[1]", "{"}, 2,
 			"fastpubsub: PAYLOAD 2: payload: not an object at offset 0\nfastpubsub: PAYLOAD 3: payload: unexpected end at offset 1\n", 0},
 		{"a bad line", "{}\n{}\n\n{\"a\":\"\\u0000\"}\n", []string{"t", "--batch=2"}, 2, "fastpubsub: line 4: payload: ", 2},

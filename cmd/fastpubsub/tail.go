@@ -41,7 +41,8 @@ that its filter lets through.
 With --ack it is a consumer of that subscription. A message is acked when it was printed; when the command is interrupted, it
 gives the others back. One that is killed has its messages delivered again after their ack deadline.
 
-It goes on when the database comes back after it was away.`
+It goes on when the database comes back after it was away. That whoever reads its output is gone it notices at the next message:
+use --count rather than head.`
 }
 
 // The pauses of tail.
