@@ -121,7 +121,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 		wg.Go(func() { broker.Run(ctx) })
 	}
 	address := listener.Addr().String()
-	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns)
+	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns, "cores", runtime.GOMAXPROCS(0))
 	if ready != nil {
 		ready(address)
 	}
