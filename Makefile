@@ -32,6 +32,19 @@ ci: ## Run all that a change must pass
 dev: build ## Run PostgreSQL and the server, with nothing set up
 	./fastpubsub dev
 
+.PHONY: start-postgresql
+start-postgresql: ## Start PostgreSQL in Docker, as env.sample has it; dev needs none
+	docker run --name fastpubsub-postgresql --detach --publish 127.0.0.1:5432:5432 \
+		--env POSTGRES_USER=fastpubsub --env POSTGRES_PASSWORD=fastpubsub --env POSTGRES_DB=fastpubsub postgres:17
+
+.PHONY: remove-postgresql
+remove-postgresql: ## Stop that PostgreSQL, and remove it with its data
+	docker rm --force --volumes fastpubsub-postgresql
+
+.PHONY: create-migration
+create-migration: ## Create the next file in migrations: make create-migration NAME=what_it_does
+	@.ci/migration '$(NAME)'
+
 .PHONY: run-db-migrate
 run-db-migrate: build ## Create or upgrade the tables in FASTPUBSUB_DATABASE_URL
 	./fastpubsub db-migrate
@@ -39,6 +52,10 @@ run-db-migrate: build ## Create or upgrade the tables in FASTPUBSUB_DATABASE_URL
 .PHONY: run-server
 run-server: build ## Run the server on FASTPUBSUB_DATABASE_URL
 	./fastpubsub server
+
+.PHONY: docker-build
+docker-build: ## Build the Docker image fastpubsub
+	docker build --tag fastpubsub .
 
 .PHONY: bench
 bench: build ## Measure publishing and consuming beside plain inserts

@@ -66,6 +66,9 @@ type Config struct {
 	// must have a key for tokens then; with none nobody gets in. Each request with a token reads its client's row. What began
 	// before a token expired or was revoked is finished, a wait for messages too.
 	Authenticate bool
+
+	// Debug adds the cause to answers of 500. Causes may have ids and parts of statements in them.
+	Debug bool
 }
 
 // Limits that clients see.

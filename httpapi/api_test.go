@@ -133,6 +133,35 @@ func TestRequestID(t *testing.T) {
 	}
 }
 
+// Causes are for the log, unless this is for debugging; then they are for the client too, but only those of an answer of 500.
+func TestDebug(t *testing.T) {
+	t.Parallel()
+	for _, debug := range []bool{false, true} {
+		var err error
+		api := httpapi.New(&broker{getTopic: func(id string) (fastpubsub.Topic, error) {
+			if id == "panic" {
+				panic("at the disco")
+			}
+			return fastpubsub.Topic{}, err
+		}}, httpapi.Config{Debug: debug, Logger: slog.New(slog.DiscardHandler)})
+		err = errors.New("the cause")
+		want := `{"detail":"Internal Server Error"}`
+		if debug {
+			want = `{"cause":"the cause","detail":"Internal Server Error"}`
+		}
+		if w := do(api, "GET", "/topics/t", "", nil); w.Code != 500 || w.Body.String() != want {
+			t.Errorf("debug %t: %d %s", debug, w.Code, w.Body)
+		}
+		if w := do(api, "GET", "/topics/panic", "", nil); w.Code != 500 || strings.Contains(w.Body.String(), "at the disco") != debug {
+			t.Errorf("debug %t: %d %s", debug, w.Code, w.Body)
+		}
+		err = fastpubsub.ErrNotFound
+		if w := do(api, "GET", "/topics/t", "", nil); w.Code != 404 || w.Body.String() != `{"detail":"Topic not found"}` {
+			t.Errorf("debug %t: %d %s", debug, w.Code, w.Body)
+		}
+	}
+}
+
 func TestPanic(t *testing.T) {
 	t.Parallel()
 	var logged bytes.Buffer

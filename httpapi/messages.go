@@ -500,3 +500,8 @@ func readID(element []byte) (uuid.UUID, error) {
 	}
 	return uuid.ParseBytes(text)
 }
+
+// AppendMessage appends a message as the JSON object that the API has for it. The payload is as it was published.
+func AppendMessage(text []byte, msg *fastpubsub.Message) []byte {
+	return append(appendMessage(text, msg), '}')
+}

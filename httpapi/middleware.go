@@ -134,11 +134,12 @@ func (a *API) recover(next http.Handler) http.Handler {
 			if v == http.ErrAbortHandler { // the server's own signal
 				panic(v)
 			}
-			infoOf(r).err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			err := fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+			infoOf(r).err = err
 			if answer, ok := w.(*answerWriter); ok && answer.status != 0 {
 				panic(http.ErrAbortHandler) // too late for another answer: let the client see that this one is cut off
 			}
-			writeDetail(w, http.StatusInternalServerError, "Internal Server Error")
+			a.failUnexpected(w, r, err)
 		}()
 		next.ServeHTTP(w, r)
 	})

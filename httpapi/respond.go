@@ -135,8 +135,17 @@ func (a *API) fail(w http.ResponseWriter, r *http.Request, rt route, err error) 
 		writeDetail(w, row.status, detail)
 		return
 	}
+	a.failUnexpected(w, r, err)
+}
+
+// failUnexpected answers 500, whose cause is for the log alone, unless this is for debugging.
+func (a *API) failUnexpected(w http.ResponseWriter, r *http.Request, err error) {
 	infoOf(r).err = err
-	writeDetail(w, http.StatusInternalServerError, "Internal Server Error")
+	answer := map[string]string{"detail": "Internal Server Error"}
+	if a.config.Debug {
+		answer["cause"] = err.Error()
+	}
+	writeJSON(w, http.StatusInternalServerError, answer)
 }
 
 // located turns a broker's problems into those of a request's body or query. Parts of a field are between dots.

@@ -60,6 +60,7 @@ type Store struct {
 	vacate, spill                                                              string
 	createClient, getClient, listClients, updateClient, deleteClient           string
 	getCredentials, getTokenVersion                                            string
+	now, publishedBetween                                                      string
 
 	table string // of the schema's state, quoted
 }
@@ -108,6 +109,8 @@ func New(schema string) *Store {
 		deleteClient:       fill(deleteClient),
 		getCredentials:     fill(getCredentials),
 		getTokenVersion:    fill(getTokenVersion),
+		now:                fill(now),
+		publishedBetween:   fill(publishedBetween),
 	}
 }
 

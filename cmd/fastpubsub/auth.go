@@ -49,9 +49,9 @@ func (f *authFlags) tokens(b *badSettings) (settings fastpubsub.TokenSettings, e
 
 func parseBool(text string) (bool, error) {
 	switch strings.ToLower(text) {
-	case "true", "1":
+	case "true", "1", "yes", "on":
 		return true, nil
-	case "false", "0":
+	case "false", "0", "no", "off":
 		return false, nil
 	}
 	return false, fmt.Errorf("must be true or false, not %q", text)

@@ -64,19 +64,28 @@ func (c *cleanupAcked) Run(p *process) error {
 // connection checks the settings of a command that needs a broker for a moment. What it returns connects, calls use, and
 // disconnects.
 func (f *databaseFlags) connection(b *badSettings) func(ctx context.Context, use func(*fastpubsub.Broker) error) error {
+	connect := f.pooled(b)
+	return func(ctx context.Context, use func(*fastpubsub.Broker) error) error {
+		return connect(ctx, fastpubsub.Config{}, func(_ *pgxpool.Pool, broker *fastpubsub.Broker) error { return use(broker) })
+	}
+}
+
+// pooled is connection for a command that needs the pool too, which has one connection, or other settings of a broker.
+func (f *databaseFlags) pooled(b *badSettings) func(context.Context, fastpubsub.Config, func(*pgxpool.Pool, *fastpubsub.Broker) error) error {
 	config := parseURL(b, "FASTPUBSUB_DATABASE_URL", f.DatabaseURL)
 	schema := f.schema(b)
-	return func(ctx context.Context, use func(*fastpubsub.Broker) error) error {
+	return func(ctx context.Context, brokerConfig fastpubsub.Config, use func(*pgxpool.Pool, *fastpubsub.Broker) error) error {
 		config.MinConns, config.MaxConns = 0, 1
 		pool, err := pgxpool.NewWithConfig(ctx, config)
 		if err != nil {
 			return err
 		}
 		defer pool.Close()
-		broker, err := fastpubsub.New(pool, fastpubsub.Config{Schema: schema})
+		brokerConfig.Schema = schema
+		broker, err := fastpubsub.New(pool, brokerConfig)
 		if err != nil {
 			return err
 		}
-		return use(broker)
+		return use(pool, broker)
 	}
 }

@@ -165,7 +165,7 @@ func TestCleanupStuckBusy(t *testing.T) {
 		t.Fatal(err)
 	}
 	code, stdout, stderr := execute(t.Context(), append([]string{"cleanup_stuck_messages"}, flags...)...)
-	if code != 0 || stdout != "" || !strings.Contains(stderr, "level=WARN") ||
+	if code != 0 || stdout != "" || !strings.Contains(stderr, "level=WARNING") ||
 		!strings.Contains(stderr, "released=0 dead_letters=0 busy_subscriptions=1") {
 		t.Errorf("exit code %d, stdout %q, stderr %q", code, stdout, stderr)
 	}
@@ -211,7 +211,7 @@ func TestDLQ(t *testing.T) {
 	}
 	for _, args := range [][]string{{"list", "x"}, {"purge", "x", "--all"}, {"reprocess", "x", id}} {
 		got := dlq(1, args...)
-		if want := fmt.Sprintf(`msg="dlq %s failed" error="there is no subscription \"x\""`, args[0]); !strings.HasSuffix(got, want+"\n") || strings.Contains(got, "count=") {
+		if want := fmt.Sprintf(`fastpubsub: dlq %s: there is no subscription "x"`, args[0]); !strings.HasSuffix(got, want+"\n") || strings.Contains(got, "count=") {
 			t.Errorf("dlq %v printed %q, want %s", args, got, want)
 		}
 	}

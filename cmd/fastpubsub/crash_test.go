@@ -34,7 +34,7 @@ func TestCrashChild(t *testing.T) {
 		return
 	}
 	crashtest.ExitWithParent()
-	if code := run(&process{t.Context(), os.Stdout, os.Stderr}, []string{"server"}); code != exitOK {
+	if code := run(&process{t.Context(), os.Stdin, os.Stdout, os.Stderr}, []string{"server"}); code != exitOK {
 		t.Fatalf("exit code %d", code)
 	}
 }

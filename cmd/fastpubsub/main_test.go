@@ -33,7 +33,7 @@ const nowhere = "postgres://u:secret@127.0.0.1:1/d"
 // execute runs the command and returns what it wrote, too.
 func execute(ctx context.Context, args ...string) (code int, stdout, stderr string) {
 	var out, err bytes.Buffer
-	code = run(&process{ctx, &out, &err}, args)
+	code = run(&process{ctx, strings.NewReader(""), &out, &err}, args)
 	return code, out.String(), err.String()
 }
 
@@ -237,8 +237,8 @@ func TestMigrate(t *testing.T) {
 		}
 	})
 	for _, test := range []struct{ command, message, from string }{
-		{"db-migrate", `msg="schema migrated"`, "from_version=0"},
-		{"db_migrate", `msg="schema is up to date"`, fmt.Sprintf("from_version=%d", store.Version)},
+		{"db-migrate", `message=schema migrated`, "from_version=0"},
+		{"db_migrate", `message=schema is up to date`, fmt.Sprintf("from_version=%d", store.Version)},
 	} {
 		code, stdout, stderr := execute(t.Context(), test.command, "--database-url="+nowhere, "--migrate-database-url="+db.URL, "--database-schema="+schema)
 		if code != 0 || stdout != "" || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, test.message) || !strings.Contains(stderr, test.from) {

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net"
 	"net/http"
+	"runtime"
 	"sync"
 	"time"
 
@@ -19,6 +21,7 @@ import (
 type serverCommand struct {
 	databaseFlags    `embed:"" group:"Database"`
 	poolFlags        `embed:"" group:"Database"`
+	connectionFlags  `embed:"" group:"Database"`
 	apiFlags         `embed:"" group:"API"`
 	authFlags        `embed:"" group:"Authentication"`
 	newFlags         `embed:"" group:"What a new subscription does not say itself"`
@@ -37,9 +40,14 @@ func (c *serverCommand) Run(p *process) error {
 	settings.tokens, settings.api.Authenticate = c.tokens(&bad)
 	settings.maintenance = c.enabled(&bad)
 	settings.slotAge = c.olderThan(&bad)
+	workers := c.workers(&bad)
 	logger := c.logger(&bad, p.stderr)
+	c.apply(&bad, config, logger)
 	if err := bad.err(); err != nil {
 		return err
+	}
+	if workers > 0 {
+		runtime.GOMAXPROCS(workers)
 	}
 	// It connects when the first request needs it, so the server starts without the database.
 	pool, err := pgxpool.NewWithConfig(p.ctx, config)
@@ -82,10 +90,15 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	apiConfig.Logger = logger
 	api := httpapi.New(broker, apiConfig)
 
+	var handler http.Handler = api
+	if settings.debug {
+		handler = withProfiles(api)
+	}
+
 	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelRequests()
 	server := &http.Server{
-		Handler:           api,
+		Handler:           handler,
 		BaseContext:       func(net.Listener) context.Context { return requests },
 		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
 		ReadHeaderTimeout: readHeaderTimeout,
@@ -106,12 +119,13 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	defer stop() // before it waits
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
-	wg.Go(func() { warnUnlessReady(ctx, broker, logger) })
+	wg.Go(func() { awaitReady(ctx, broker, logger) })
 	if settings.maintenance {
 		wg.Go(func() { broker.Run(ctx) })
 	}
 	address := listener.Addr().String()
-	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns, "authentication", settings.api.Authenticate)
+	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns,
+		"cores", runtime.GOMAXPROCS(0), "authentication", settings.api.Authenticate)
 	if ready != nil {
 		ready(address)
 	}
@@ -131,19 +145,37 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	return nil
 }
 
-// warnUnlessReady says at the start what readiness would say. What was copied from another database is repaired also where
-// maintenance is left to others.
-func warnUnlessReady(ctx context.Context, broker *fastpubsub.Broker, logger *slog.Logger) {
-	check, cancel := context.WithTimeout(ctx, startCheckTimeout)
-	defer cancel()
-	err := broker.Check(check)
-	if errors.Is(err, fastpubsub.ErrRestored) {
-		var repaired fastpubsub.Repaired
-		if repaired, err = broker.Repair(ctx); repaired.Restored {
-			logger.Warn("messages had been copied from another database, they can be delivered now", "messages", repaired.Messages)
+// awaitReady says at the start what readiness would say, and then when that is over. What was copied from another database is
+// repaired also where maintenance is left to others.
+func awaitReady(ctx context.Context, broker *fastpubsub.Broker, logger *slog.Logger) {
+	const longest = 10 * time.Second
+	said := ""
+	for pause := 250 * time.Millisecond; ; pause = min(2*pause, longest) {
+		check, cancel := context.WithTimeout(ctx, startCheckTimeout)
+		err := broker.Check(check)
+		cancel()
+		if errors.Is(err, fastpubsub.ErrRestored) {
+			var repaired fastpubsub.Repaired
+			if repaired, err = broker.Repair(ctx); repaired.Restored {
+				logger.Warn("messages had been copied from another database, they can be delivered now", "messages", repaired.Messages)
+			}
 		}
-	}
-	if err != nil && ctx.Err() == nil {
-		logger.Warn("not ready, requests will be refused until it is", "error", err)
+		switch {
+		case ctx.Err() != nil:
+			return
+		case err == nil:
+			if said != "" {
+				logger.Info("ready")
+			}
+			return
+		case err.Error() != said:
+			said = err.Error()
+			logger.Warn("not ready, requests will be refused until it is", "error", err)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause/2 + rand.N(pause/2)): // not all servers at once
+		}
 	}
 }

@@ -1,11 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
 	"math"
 	"net"
+	"net/url"
 	"strconv"
 	"strings"
 	"time"
@@ -47,6 +49,14 @@ func (b *badSettings) seconds(variable, value string, highest int) time.Duration
 	return time.Duration(b.integer(variable, value, 1, highest)) * time.Second
 }
 
+func (b *badSettings) boolean(variable, value string) bool {
+	on, err := parseBool(value)
+	if err != nil {
+		b.add(variable, "%v", err)
+	}
+	return on
+}
+
 // The flags are strings, which kong takes as they are: what is wrong with them is found below, all of it at once, and
 // said without repeating a password.
 
@@ -60,8 +70,30 @@ type poolFlags struct {
 	DatabaseMaxOverflow string `env:"FASTPUBSUB_DATABASE_MAX_OVERFLOW" default:"10" help:"Connections beyond the pool size, under load."`
 }
 
+// connectionFlags are about the server's connections.
+type connectionFlags struct {
+	DatabasePoolPrePing string `env:"FASTPUBSUB_DATABASE_POOL_PRE_PING" default:"true" help:"Whether a connection that was idle for a second is tried before it is used, true or false."`
+	DatabaseEcho        string `env:"FASTPUBSUB_DATABASE_ECHO" default:"false" help:"Whether to log the SQL of each statement, true or false. Its arguments are never logged."`
+}
+
+// apply changes the settings of a pool. config may be nil, if it was refused.
+func (f *connectionFlags) apply(b *badSettings, config *pgxpool.Config, logger *slog.Logger) {
+	prePing := b.boolean("FASTPUBSUB_DATABASE_POOL_PRE_PING", f.DatabasePoolPrePing)
+	echo := b.boolean("FASTPUBSUB_DATABASE_ECHO", f.DatabaseEcho)
+	if config == nil {
+		return
+	}
+	if !prePing {
+		config.ShouldPing = func(context.Context, pgxpool.ShouldPingParams) bool { return false }
+	}
+	if echo {
+		config.ConnConfig.Tracer = sqlEcho{logger}
+	}
+}
+
 type logFlags struct {
-	LogLevel string `env:"FASTPUBSUB_LOG_LEVEL" default:"info" help:"What to log: debug, info, warning or error. The server logs each request as debug, unless it fails."`
+	LogLevel     string `env:"FASTPUBSUB_LOG_LEVEL" default:"info" help:"What to log: debug, info, warning or error. The server logs each request as debug, unless it fails."`
+	LogFormatter string `env:"FASTPUBSUB_LOG_FORMATTER" placeholder:"FORMAT" default:"asctime=%(asctime)s level=%(levelname)s pathname=%(pathname)s line=%(lineno)s message=%(message)s" help:"json, text, or a format with fields of Python's logging, such as %(asctime)s. What belongs to the event follows as key=value."`
 }
 
 type apiFlags struct {
@@ -70,6 +102,16 @@ type apiFlags struct {
 	APIMaxBodyBytes    string `name:"api-max-body-bytes" env:"FASTPUBSUB_API_MAX_BODY_BYTES" default:"16777216" help:"The largest request body."`
 	PublishMaxMessages string `env:"FASTPUBSUB_PUBLISH_MAX_MESSAGES" default:"10000" help:"Messages in one publish request, at most."`
 	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one request to ack, nack, extend or reprocess, at most."`
+	APINumWorkers      string `name:"api-num-workers" env:"FASTPUBSUB_API_NUM_WORKERS" placeholder:"N" help:"How many processor cores to use at the same time, in one process. Default: all."`
+	APIDebug           string `name:"api-debug" env:"FASTPUBSUB_API_DEBUG" default:"false" help:"Whether answers of 500 say their cause, and this machine may read /debug/pprof, true or false."`
+}
+
+// workers returns for how many cores the server is; 0 for all.
+func (f *apiFlags) workers(b *badSettings) int {
+	if f.APINumWorkers == "" {
+		return 0
+	}
+	return b.integer("FASTPUBSUB_API_NUM_WORKERS", f.APINumWorkers, 1, 10_000)
 }
 
 type newFlags struct {
@@ -94,11 +136,7 @@ type maintenanceFlags struct {
 
 // enabled says whether the server does maintenance.
 func (f *maintenanceFlags) enabled(b *badSettings) bool {
-	enabled, err := parseBool(f.MaintenanceEnabled)
-	if err != nil {
-		b.add("FASTPUBSUB_MAINTENANCE_ENABLED", "%v", err)
-	}
-	return enabled
+	return b.boolean("FASTPUBSUB_MAINTENANCE_ENABLED", f.MaintenanceEnabled)
 }
 
 // schema returns the name of the schema.
@@ -110,16 +148,14 @@ func (f *databaseFlags) schema(b *badSettings) string {
 }
 
 // parseURL reads the address of a database. SQLAlchemy's scheme is accepted too, for the sake of existing settings.
-func parseURL(b *badSettings, variable, url string) *pgxpool.Config {
-	if url == "" {
+func parseURL(b *badSettings, variable, text string) *pgxpool.Config {
+	if text == "" {
 		b.add(variable, "must be set")
 		return nil
 	}
-	scheme, rest, _ := strings.Cut(url, "://")
-	switch scheme {
-	case "postgres", "postgresql", "postgresql+psycopg":
+	if url, ok := ourURL(text); ok {
 		// The error is not shown: it quotes the URL.
-		if config, err := pgxpool.ParseConfig("postgres://" + rest); err == nil {
+		if config, err := pgxpool.ParseConfig(url); err == nil {
 			config.ConnConfig.RuntimeParams["application_name"] = applicationName(config)
 			if config.ConnConfig.ConnectTimeout == 0 {
 				config.ConnConfig.ConnectTimeout = connectTimeout
@@ -129,6 +165,45 @@ func parseURL(b *badSettings, variable, url string) *pgxpool.Config {
 	}
 	b.add(variable, "must be a URL like postgres://USER:PASSWORD@HOST:PORT/DATABASE, with special characters %%-encoded")
 	return nil
+}
+
+// ourURL turns a URL for SQLAlchemy into one for pgx. ok is false for one of something else.
+func ourURL(text string) (_ string, ok bool) {
+	scheme, rest, _ := strings.Cut(text, "://")
+	scheme, _, _ = strings.Cut(scheme, "+") // its driver
+	if scheme != "postgres" && scheme != "postgresql" {
+		return "", false
+	}
+	rest, query, _ := strings.Cut(rest, "?")
+	values, err := url.ParseQuery(query)
+	if err != nil {
+		return "", false
+	}
+	for _, name := range otherDrivers {
+		values.Del(name)
+	}
+	// asyncpg's name for sslmode.
+	if mode := values.Get("ssl"); mode != "" {
+		values.Del("ssl")
+		if mode == "true" {
+			mode = "require"
+		}
+		if !values.Has("sslmode") {
+			values.Set("sslmode", mode)
+		}
+	}
+	if len(values) > 0 {
+		rest += "?" + strings.ReplaceAll(values.Encode(), "+", "%20")
+	}
+	return "postgres://" + rest, true
+}
+
+// otherDrivers are parameters that libpq, psycopg or asyncpg know, pgx does not, and that change nothing here. pgx would send
+// them to the server, which refuses what it does not know.
+var otherDrivers = []string{
+	"gssencmode", "gsslib", "gssdelegation", "keepalives", "keepalives_idle", "keepalives_interval", "keepalives_count", "tcp_user_timeout",
+	"sslcompression", "fallback_application_name", "load_balance_hosts", "prepare_threshold", "async_fallback", "command_timeout",
+	"prepared_statement_cache_size", "prepared_statement_name_func", "statement_cache_size",
 }
 
 // connectTimeout is for URLs without connect_timeout.
@@ -165,7 +240,12 @@ func (f *logFlags) logger(b *badSettings, w io.Writer) *slog.Logger {
 	if !ok {
 		b.add("FASTPUBSUB_LOG_LEVEL", "must be debug, info, warning or error, not %q", f.LogLevel)
 	}
-	return slog.New(slog.NewTextHandler(w, &slog.HandlerOptions{Level: level}))
+	handler, err := newLogHandler(w, f.LogFormatter, level)
+	if err != nil {
+		b.add("FASTPUBSUB_LOG_FORMATTER", "%v", err)
+		handler = slog.DiscardHandler // it is not used
+	}
+	return slog.New(handler)
 }
 
 // apiSettings are what [serve] needs besides a database.
@@ -177,14 +257,18 @@ type apiSettings struct {
 	tokens               fastpubsub.TokenSettings
 	maintenance          bool
 	slotAge              time.Duration // 0 for the default
+	debug                bool          // serve /debug/pprof to this machine
 }
 
 // settings returns all but the schema and the defaults of subscriptions.
 func (f *apiFlags) settings(b *badSettings) apiSettings {
 	port := b.integer("FASTPUBSUB_API_PORT", f.APIPort, 0, math.MaxUint16)
+	debug := b.boolean("FASTPUBSUB_API_DEBUG", f.APIDebug)
 	return apiSettings{
 		address: net.JoinHostPort(f.APIHost, strconv.Itoa(port)),
+		debug:   debug,
 		api: httpapi.Config{
+			Debug:              debug,
 			MaxBodyBytes:       int64(b.integer("FASTPUBSUB_API_MAX_BODY_BYTES", f.APIMaxBodyBytes, 1, 64<<20)),
 			PublishMaxMessages: b.integer("FASTPUBSUB_PUBLISH_MAX_MESSAGES", f.PublishMaxMessages, 1, 10_000),
 			AckMaxIDs:          b.integer("FASTPUBSUB_ACK_MAX_IDS", f.AckMaxIDs, 1, 10_000),
