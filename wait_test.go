@@ -109,7 +109,9 @@ func TestAllWaitersServed(t *testing.T) {
 }
 
 // cancelOnBatch ends a context right before a claim is sent.
-type cancelOnBatch struct{ cancel atomic.Pointer[context.CancelFunc] }
+type cancelOnBatch struct {
+	cancel atomic.Pointer[context.CancelFunc]
+}
 
 func (c *cancelOnBatch) TraceQueryStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceQueryStartData) context.Context {
 	return ctx

@@ -22,15 +22,16 @@ Every setting of the server is a flag and an environment variable; the flag wins
 
 // commands are the subcommands. Each has its file, with its flags and a method Run(*process) error.
 type commands struct {
-	DBMigrate    dbMigrate      `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
-	Server       serverCommand  `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
-	CleanupStuck cleanupStuck   `cmd:"" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
-	CleanupAcked cleanupAcked   `cmd:"" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
-	DLQ          dlqCommand     `cmd:"" name:"dlq" help:"List, reprocess or purge dead letters."`
-	Doctor       doctorCommand  `cmd:"" help:"Say what is wrong with the database, or will be, and what to do about it."`
-	Dev          devCommand     `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
-	Bench        benchCommand   `cmd:"" help:"Measure, beside a floor of bare INSERTs."`
-	Version      versionCommand `cmd:"" help:"Print the version."`
+	DBMigrate    dbMigrate         `cmd:"" name:"db-migrate" aliases:"db_migrate" help:"Create the tables, or bring them up to date."`
+	Server       serverCommand     `cmd:"" help:"Serve the REST API until SIGINT or SIGTERM."`
+	CleanupStuck cleanupStuck      `cmd:"" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
+	CleanupAcked cleanupAcked      `cmd:"" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
+	DLQ          dlqCommand        `cmd:"" name:"dlq" help:"List, reprocess or purge dead letters."`
+	Doctor       doctorCommand     `cmd:"" help:"Say what is wrong with the database, or will be, and what to do about it."`
+	Dev          devCommand        `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
+	Bench        benchCommand      `cmd:"" help:"Measure, beside a floor of bare INSERTs."`
+	BenchFloor   benchFloorCommand `cmd:"" hidden:"" help:"Serve bare INSERTs, for bench."`
+	Version      versionCommand    `cmd:"" help:"Print the version."`
 }
 
 // A process is what a subcommand gets from the system. It has a context, since it lives as long as that does.
