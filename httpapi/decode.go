@@ -9,6 +9,7 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -32,7 +33,9 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		// ReadFrom asks for another 512 bytes before it sees the end.
 		buf.Grow(int(min(max(r.ContentLength, 0), trusted)) + bytes.MinRead)
 		_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
-		if tooLarge := (*http.MaxBytesError)(nil); err != nil && !errors.As(err, &tooLarge) {
+		if tooLarge := (*http.MaxBytesError)(nil); errors.Is(err, os.ErrDeadlineExceeded) {
+			return nil, &statusError{http.StatusRequestTimeout, "The body did not arrive in time"}
+		} else if err != nil && !errors.As(err, &tooLarge) {
 			return nil, &statusError{http.StatusBadRequest, "The body could not be read"}
 		} else if err == nil {
 			if len(bytes.TrimLeft(buf.Bytes(), " \t\r\n")) == 0 {

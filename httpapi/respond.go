@@ -183,13 +183,14 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	writeText(w, status, bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}))
 }
 
-// writeText answers with JSON text.
-func writeText(w http.ResponseWriter, status int, text []byte) {
+// writeText answers with JSON text. An error means that the client is gone.
+func writeText(w http.ResponseWriter, status int, text []byte) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(status)
-	w.Write(text) // an error means that the client is gone
+	_, err := w.Write(text)
+	return err
 }
 
 // wantsRepresentation reports whether the request prefers a body to an empty answer (RFC 7240), and if so notes in the

@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"context"
 	"net/http"
 	"strings"
 
@@ -77,7 +78,9 @@ func (a *API) router() http.Handler {
 func (a *API) serve(rt route) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		infoOf(r).route = rt.pattern
-		if err := rt.handle(w, r); err != nil {
+		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
+		defer cancel()
+		if err := rt.handle(w, r.WithContext(ctx)); err != nil {
 			a.fail(w, r, rt, err)
 		}
 	})
