@@ -13,6 +13,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
@@ -34,6 +35,7 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		buf.Grow(int(min(max(r.ContentLength, 0), trusted)) + bytes.MinRead)
 		_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
 		if tooLarge := (*http.MaxBytesError)(nil); errors.Is(err, os.ErrDeadlineExceeded) {
+			endConnection(w)
 			return nil, &statusError{http.StatusRequestTimeout, "The body did not arrive in time"}
 		} else if err != nil && !errors.As(err, &tooLarge) {
 			return nil, &statusError{http.StatusBadRequest, "The body could not be read"}
@@ -44,7 +46,17 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 			return buf.Bytes(), nil
 		}
 	}
+	endConnection(w)
 	return nil, &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("The body must have at most %d bytes", limit)}
+}
+
+// lingerTimeout is for a client to see an answer, while it sends what nobody reads any more.
+const lingerTimeout = time.Second
+
+// endConnection lets the connection end after the answer to a request whose body was not read to its end.
+func endConnection(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTimeout)) // else the server's
 }
 
 func isJSON(contentType string) bool {
