@@ -34,16 +34,16 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) error {
 // check joins a check that is running, or starts one.
 func (a *API) check(ctx context.Context) error {
 	checked := a.checks.DoChan("", func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
 		defer cancel()
-		return nil, a.config.Check(ctx)
+		return nil, a.config.Check(own)
 	})
-	ctx, cancel := context.WithTimeout(ctx, checkTimeout)
+	wait, cancel := context.WithTimeout(ctx, checkTimeout)
 	defer cancel()
 	select {
 	case c := <-checked:
 		return c.Err
-	case <-ctx.Done():
-		return ctx.Err()
+	case <-wait.Done():
+		return wait.Err()
 	}
 }
