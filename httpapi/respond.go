@@ -66,7 +66,7 @@ var errorTable = []struct {
 }{
 	{is(fastpubsub.ErrNotFound), http.StatusNotFound, "{Resource} not found"},
 	{is(fastpubsub.ErrExists), http.StatusConflict, "This {resource} already exists"},
-	{is(fastpubsub.ErrBusy), http.StatusServiceUnavailable, "The {resource} is busy, try again"},
+	{isBusy, http.StatusServiceUnavailable, "The {resource} is busy, try again"},
 	{is(fastpubsub.ErrSchemaOutdated), http.StatusServiceUnavailable, textSchemaOutdated},
 	{is(fastpubsub.ErrBinaryOutdated), http.StatusServiceUnavailable, textBinaryOutdated},
 	{isDown, http.StatusServiceUnavailable, textDatabaseDown},
@@ -74,6 +74,21 @@ var errorTable = []struct {
 
 func is(target error) func(error) bool {
 	return func(err error) bool { return errors.Is(err, target) }
+}
+
+// isBusy reports whether err means that others are in the way for now.
+func isBusy(err error) bool {
+	if errors.Is(err, fastpubsub.ErrBusy) {
+		return true
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code {
+		case "55P03", "57014", "40P01", "40001": // lock_not_available; query_canceled, by statement_timeout; deadlock_detected; serialization_failure
+			return true
+		}
+	}
+	return false
 }
 
 // isDown reports whether err means that there is no working connection to the database.
