@@ -26,7 +26,13 @@ type problem struct {
 // problems is the error that a request is refused with, in the order of its fields.
 type problems []problem
 
+// maxProblems bounds an answer: a body may have a problem every few bytes. It is one for each message of the longest list.
+const maxProblems = 10_000
+
 func (p *problems) add(loc []any, kind, format string, args ...any) {
+	if len(*p) >= maxProblems {
+		return
+	}
 	*p = append(*p, problem{kind, loc, fmt.Sprintf(format, args...)})
 }
 
