@@ -38,6 +38,7 @@ func (c *serverCommand) Run(p *process) error {
 	if err := bad.err(); err != nil {
 		return err
 	}
+	tuneMemory()
 	// It connects when the first request needs it, so the server starts without the database.
 	pool, err := pgxpool.NewWithConfig(p.ctx, config)
 	if err != nil {
