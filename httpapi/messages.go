@@ -264,8 +264,12 @@ func (a *API) giveBack(r *http.Request, subscriptionID string, msgs []fastpubsub
 		deliveries[i] = msgs[i].Delivery
 	}
 	n, err := a.broker.Extend(ctx, subscriptionID, deliveries, 0)
-	a.config.Logger.LogAttrs(ctx, slog.LevelDebug, "client gone, messages given back", slog.String("request_id", infoOf(r).id),
-		slog.String("subscription_id", subscriptionID), slog.Int("messages", len(msgs)), slog.Int("given_back", n), slog.Any("error", err))
+	level, attrs := slog.LevelDebug, []slog.Attr{slog.String("request_id", infoOf(r).id), slog.String("subscription_id", subscriptionID),
+		slog.Int("messages", len(msgs)), slog.Int("given_back", n)}
+	if err != nil {
+		level, attrs = slog.LevelWarn, append(attrs, slog.Any("error", err))
+	}
+	a.config.Logger.LogAttrs(ctx, level, "client gone before it had its messages", attrs...)
 }
 
 // untilEndWaits returns a context that ends with EndWaits, or when it is released.
