@@ -329,7 +329,7 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 	start := time.Now()
 	hasTurn := false
 	for {
-		batches, more, err := b.claim(ctx, claim)
+		batches, more, err := b.claimWhole(ctx, claim)
 		busy := errors.Is(err, ErrBusy)
 		if err != nil && !(busy && time.Since(start) < max(options.Wait, patience)) {
 			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
