@@ -305,8 +305,9 @@ const (
 //
 // Each message stays with the consumer until it is acked, nacked, or its ack deadline passes; then it is delivered again, so
 // handlers must tolerate seeing a message twice. A message whose attempts are used up becomes a dead letter instead. Ack
-// deadlines are judged by whoever consumes next, and by CleanupStuck. When ctx is cancelled while the statement runs,
-// messages may have been taken though none are returned; they too come back after the ack deadline.
+// deadlines are judged by whoever consumes next, and by CleanupStuck. When ctx ends while the statement runs, Consume waits
+// for that, a second at most, and returns the messages that it took. If it takes longer, or the connection breaks, messages may
+// have been taken though none are returned; they too come back after the ack deadline.
 //
 // A subscription's filter is evaluated here, ten thousand messages at a time. A Consume that does not wait gives up after
 // a second of finding nothing that matches; the next goes on from there.
@@ -326,8 +327,9 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 		return nil, err
 	}
 	start := time.Now()
+	hasTurn := false
 	for {
-		batches, more, err := b.store.Claim(ctx, b.pool, claim)
+		batches, more, err := b.claimWhole(ctx, claim)
 		busy := errors.Is(err, ErrBusy)
 		if err != nil && !(busy && time.Since(start) < max(options.Wait, patience)) {
 			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
@@ -342,7 +344,18 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 		if left <= 0 && !busy {
 			return nil, nil
 		}
-		pause := pollInterval/2 + rand.N(pollInterval)
+		if !hasTurn && !busy {
+			done, waited, ok := b.turns.take(ctx, subscriptionID, left)
+			if ok {
+				defer done()
+				hasTurn = true
+			}
+			if waited && ctx.Err() == nil {
+				continue // the last look was long ago
+			}
+		}
+		pause := b.turns.pause()
+		pause = pause/2 + rand.N(pause)
 		if !busy {
 			pause = min(pause, left)
 		}

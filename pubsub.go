@@ -121,6 +121,7 @@ type Broker struct {
 	store    *store.Store
 	defaults SubscriptionSettings
 	group    *group
+	turns    turns
 	checked  atomic.Bool // the schema's version, once it was found good
 
 	maintenance MaintenanceSettings

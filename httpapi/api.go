@@ -5,10 +5,10 @@ import (
 	"context"
 	"log/slog"
 	"net/http"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
+	"golang.org/x/sync/singleflight"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -59,6 +59,13 @@ type Config struct {
 	// broker takes.
 	PublishMaxMessages int
 
+	// AnswerTimeout is how long a client may take to read an answer with messages. Default 30 seconds.
+	AnswerTimeout time.Duration
+
+	// Check is what readiness asks. Default the broker's Check; one with connections of its own also answers while all of
+	// the broker's are in use.
+	Check func(context.Context) error
+
 	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
 
@@ -89,14 +96,28 @@ const (
 	maxTokenBodyBytes     = 16 << 10 // of a request that anybody may send
 )
 
+// Limits of time.
+const (
+	defaultAnswerTimeout = 30 * time.Second
+	// requestTimeout is for the body and the database together. It is for a database that hangs: a client that has had
+	// enough ends its request sooner.
+	requestTimeout = 90 * time.Second
+	// giveBackTimeout is for giving messages back that nobody was there to take.
+	giveBackTimeout = 5 * time.Second
+	// checkTimeout keeps the answer of readiness within 2 seconds.
+	checkTimeout = 1500 * time.Millisecond
+)
+
 // An API is the handler of all routes. It is safe for concurrent use.
 type API struct {
 	broker  Broker
 	config  Config
 	handler http.Handler
 
-	endWaits sync.Once
-	stopping chan struct{} // closed by EndWaits
+	checks singleflight.Group // of readiness: one at a time, however many ask
+
+	waits    context.Context // ended by EndWaits
+	endWaits context.CancelFunc
 }
 
 // New returns the API of a broker.
@@ -113,7 +134,14 @@ func New(broker Broker, config Config) *API {
 	if config.AckMaxIDs <= 0 {
 		config.AckMaxIDs = defaultAckMaxIDs
 	}
-	a := &API{broker: broker, config: config, stopping: make(chan struct{})}
+	if config.AnswerTimeout <= 0 {
+		config.AnswerTimeout = defaultAnswerTimeout
+	}
+	if config.Check == nil {
+		config.Check = broker.Check
+	}
+	a := &API{broker: broker, config: config}
+	a.waits, a.endWaits = context.WithCancel(context.Background())
 	a.handler = a.chain(a.router())
 	return a
 }
@@ -123,4 +151,4 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) { a.handler.Serv
 
 // EndWaits makes consumers that wait for messages go away with an empty answer, now and in future. It is for
 // [http.Server.RegisterOnShutdown], since Shutdown waits for them. It may be called more than once.
-func (a *API) EndWaits() { a.endWaits.Do(func() { close(a.stopping) }) }
+func (a *API) EndWaits() { a.endWaits() }

@@ -48,6 +48,9 @@ func TestBrokerErrors(t *testing.T) {
 	}{
 		{"not found", fastpubsub.ErrNotFound, 404, noTopic},
 		{"busy", fastpubsub.ErrBusy, 503, `{"detail":"The topic is busy, try again"}`},
+		{"a lock that is held", &pgconn.PgError{Code: "55P03"}, 503, `{"detail":"The topic is busy, try again"}`},
+		{"statement_timeout", &pgconn.PgError{Code: "57014"}, 503, `{"detail":"The topic is busy, try again"}`},
+		{"took too long", context.DeadlineExceeded, 503, down},
 		{"not migrated", errors.Join(fastpubsub.ErrSchemaOutdated, &pgconn.PgError{Code: "42P01"}), 503, `{"detail":"database schema is out of date: run db-migrate"}`},
 		{"migrated by a newer release", fastpubsub.ErrBinaryOutdated, 503, `{"detail":"database schema is newer than this server: upgrade the server"}`},
 		{"copied from elsewhere", fastpubsub.ErrRestored, 503, `{"detail":"messages were copied here from another database: run fastpubsub repair"}`},

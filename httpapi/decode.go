@@ -9,9 +9,11 @@ import (
 	"mime"
 	"net/http"
 	"net/url"
+	"os"
 	"regexp"
 	"strconv"
 	"strings"
+	"time"
 	"unicode/utf8"
 
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
@@ -47,13 +49,26 @@ func readLimited(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, e
 		// ReadFrom asks for another 512 bytes before it sees the end.
 		buf.Grow(int(min(max(r.ContentLength, 0), trusted)) + bytes.MinRead)
 		_, err := buf.ReadFrom(http.MaxBytesReader(w, r.Body, limit))
-		if tooLarge := (*http.MaxBytesError)(nil); err != nil && !errors.As(err, &tooLarge) {
+		if tooLarge := (*http.MaxBytesError)(nil); errors.Is(err, os.ErrDeadlineExceeded) {
+			endConnection(w)
+			return nil, &statusError{http.StatusRequestTimeout, "The body did not arrive in time"}
+		} else if err != nil && !errors.As(err, &tooLarge) {
 			return nil, &statusError{http.StatusBadRequest, "The body could not be read"}
 		} else if err == nil {
 			return buf.Bytes(), nil
 		}
 	}
+	endConnection(w)
 	return nil, &statusError{http.StatusRequestEntityTooLarge, fmt.Sprintf("The body must have at most %d bytes", limit)}
+}
+
+// lingerTimeout is for a client to see an answer, while it sends what nobody reads any more.
+const lingerTimeout = time.Second
+
+// endConnection lets the connection end after the answer to a request whose body was not read to its end.
+func endConnection(w http.ResponseWriter) {
+	w.Header().Set("Connection", "close")
+	_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(lingerTimeout)) // else the server's
 }
 
 func isJSON(contentType string) bool {

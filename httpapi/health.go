@@ -4,13 +4,9 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"time"
 
 	"github.com/fastpubsub/fastpubsub"
 )
-
-// checkTimeout keeps the answer of readiness within 2 seconds.
-const checkTimeout = 1500 * time.Millisecond
 
 func (a *API) liveness(w http.ResponseWriter, r *http.Request) error {
 	writeText(w, http.StatusOK, []byte(`{"status":"alive"}`))
@@ -18,9 +14,7 @@ func (a *API) liveness(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) readiness(w http.ResponseWriter, r *http.Request) error {
-	ctx, cancel := context.WithTimeout(r.Context(), checkTimeout)
-	defer cancel()
-	err := a.broker.Check(ctx)
+	err := a.check(r.Context())
 	if err == nil {
 		writeText(w, http.StatusOK, []byte(`{"status":"ready"}`))
 		return nil
@@ -37,4 +31,21 @@ func (a *API) readiness(w http.ResponseWriter, r *http.Request) error {
 	}
 	writeDetail(w, http.StatusServiceUnavailable, detail)
 	return nil
+}
+
+// check joins a check that is running, or starts one.
+func (a *API) check(ctx context.Context) error {
+	checked := a.checks.DoChan("", func() (any, error) {
+		own, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkTimeout)
+		defer cancel()
+		return nil, a.config.Check(own)
+	})
+	wait, cancel := context.WithTimeout(ctx, checkTimeout)
+	defer cancel()
+	select {
+	case c := <-checked:
+		return c.Err
+	case <-wait.Done():
+		return wait.Err()
+	}
 }

@@ -6,11 +6,11 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/http"
 	"slices"
 	"strconv"
-	"sync"
 	"time"
 
 	"github.com/google/uuid"
@@ -231,24 +231,54 @@ func (a *API) consume(w http.ResponseWriter, r *http.Request) error {
 	if err != nil {
 		return err
 	}
-	writeText(w, http.StatusOK, appendMessages(nil, msgs))
+	if err := a.hand(w, r, msgs); err != nil && len(msgs) > 0 {
+		a.giveBack(r, id, msgs)
+	}
 	return nil
+}
+
+// hand answers with messages. An error means that the client has not got all of the answer.
+func (a *API) hand(w http.ResponseWriter, r *http.Request, msgs []fastpubsub.Message) error {
+	if err := r.Context().Err(); err != nil { // it left while they were taken
+		w.WriteHeader(statusClientGone)
+		return err
+	}
+	control := http.NewResponseController(w)
+	_ = control.SetWriteDeadline(time.Now().Add(a.config.AnswerTimeout)) // a ResponseWriter without one has its own ways
+	if err := writeText(w, http.StatusOK, appendMessages(nil, msgs)); err != nil {
+		return err
+	}
+	if err := control.Flush(); !errors.Is(err, http.ErrNotSupported) {
+		return err
+	}
+	return nil
+}
+
+// giveBack makes messages available at once whose client has gone, and does not count the attempt. Where it fails they come
+// back after the ack deadline.
+func (a *API) giveBack(r *http.Request, subscriptionID string, msgs []fastpubsub.Message) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(r.Context()), giveBackTimeout)
+	defer cancel()
+	deliveries := make([]fastpubsub.Delivery, len(msgs))
+	for i := range msgs {
+		deliveries[i] = msgs[i].Delivery
+	}
+	n, err := a.broker.Extend(ctx, subscriptionID, deliveries, 0)
+	level, attrs := slog.LevelDebug, []slog.Attr{slog.String("request_id", infoOf(r).id), slog.String("subscription_id", subscriptionID),
+		slog.Int("messages", len(msgs)), slog.Int("given_back", n)}
+	if err != nil {
+		level, attrs = slog.LevelWarn, append(attrs, slog.Any("error", err))
+	}
+	a.config.Logger.LogAttrs(ctx, level, "client gone before it had its messages", attrs...)
 }
 
 // untilEndWaits returns a context that ends with EndWaits, or when it is released.
 func (a *API) untilEndWaits(ctx context.Context) (_ context.Context, release func()) {
 	ctx, cancel := context.WithCancel(ctx)
-	var wg sync.WaitGroup
-	wg.Go(func() {
-		select {
-		case <-a.stopping:
-			cancel()
-		case <-ctx.Done():
-		}
-	})
+	stop := context.AfterFunc(a.waits, cancel)
 	return ctx, func() {
+		stop()
 		cancel()
-		wg.Wait()
 	}
 }
 

@@ -41,6 +41,10 @@ func (a *API) requestID(next http.Handler) http.Handler {
 			id = uuid.NewString()
 		}
 		w.Header().Set(requestIDHeader, id)
+		if r.TransferEncoding != nil {
+			// It may have had a Content-Length too, by which a proxy sees another request in what comes next.
+			w.Header().Set("Connection", "close")
+		}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), infoKey{}, &requestInfo{id: id})))
 	})
 }

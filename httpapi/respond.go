@@ -26,7 +26,13 @@ type problem struct {
 // problems is the error that a request is refused with, in the order of its fields.
 type problems []problem
 
+// maxProblems bounds an answer: a body may have a problem every few bytes. It is one for each message of the longest list.
+const maxProblems = 10_000
+
 func (p *problems) add(loc []any, kind, format string, args ...any) {
+	if len(*p) >= maxProblems {
+		return
+	}
 	*p = append(*p, problem{kind, loc, fmt.Sprintf(format, args...)})
 }
 
@@ -67,7 +73,7 @@ var errorTable = []struct {
 }{
 	{is(fastpubsub.ErrNotFound), http.StatusNotFound, "{Resource} not found"},
 	{is(fastpubsub.ErrExists), http.StatusConflict, "This {resource} already exists"},
-	{is(fastpubsub.ErrBusy), http.StatusServiceUnavailable, "The {resource} is busy, try again"},
+	{isBusy, http.StatusServiceUnavailable, "The {resource} is busy, try again"},
 	{is(fastpubsub.ErrSchemaOutdated), http.StatusServiceUnavailable, textSchemaOutdated},
 	{is(fastpubsub.ErrBinaryOutdated), http.StatusServiceUnavailable, textBinaryOutdated},
 	{is(fastpubsub.ErrRestored), http.StatusServiceUnavailable, textRestored},
@@ -76,6 +82,21 @@ var errorTable = []struct {
 
 func is(target error) func(error) bool {
 	return func(err error) bool { return errors.Is(err, target) }
+}
+
+// isBusy reports whether err means that others are in the way for now.
+func isBusy(err error) bool {
+	if errors.Is(err, fastpubsub.ErrBusy) {
+		return true
+	}
+	var pgErr *pgconn.PgError
+	if errors.As(err, &pgErr) {
+		switch pgErr.Code {
+		case "55P03", "57014", "40P01", "40001": // lock_not_available; query_canceled, by statement_timeout; deadlock_detected; serialization_failure
+			return true
+		}
+	}
+	return false
 }
 
 // isDown reports whether err means that there is no working connection to the database.
@@ -194,13 +215,14 @@ func writeJSON(w http.ResponseWriter, status int, v any) {
 	writeText(w, status, bytes.TrimSuffix(buf.Bytes(), []byte{'\n'}))
 }
 
-// writeText answers with JSON text.
-func writeText(w http.ResponseWriter, status int, text []byte) {
+// writeText answers with JSON text. An error means that the client is gone.
+func writeText(w http.ResponseWriter, status int, text []byte) error {
 	h := w.Header()
 	h.Set("Content-Type", "application/json")
 	h.Set("Content-Length", strconv.Itoa(len(text)))
 	w.WriteHeader(status)
-	w.Write(text) // an error means that the client is gone
+	_, err := w.Write(text)
+	return err
 }
 
 // wantsRepresentation reports whether the request prefers a body to an empty answer (RFC 7240), and if so notes in the

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"os"
+	"os/exec"
 	"runtime/pprof"
 	"time"
 
@@ -20,7 +21,8 @@ type benchCommand struct {
 	DatabaseURL   string            `env:"FASTPUBSUB_DATABASE_URL" placeholder:"URL" help:"The database to measure in. Default: a throw-away server, durable, from PostgreSQL binaries on this machine."`
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,all" help:"What to measure: ${enum}."`
+	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
@@ -121,14 +123,51 @@ func (c *benchCommand) config(p *process) bench.Config {
 		QueryMode:         c.QueryMode,
 		SynchronousCommit: c.SynchronousCommit,
 		Compression:       c.Compression,
+		Command:           subcommand,
 		Progress:          p.stderr,
 	}
 	for _, w := range c.Workload {
 		if w == "all" {
 			config.Workloads = nil
+			if c.HTTP {
+				config.Workloads = bench.HTTPWorkloads
+			}
 			break
 		}
 		config.Workloads = append(config.Workloads, w)
 	}
 	return config
+}
+
+// subcommand is this program again, with a subcommand.
+func subcommand(name string) *exec.Cmd {
+	program, err := os.Executable()
+	if err != nil { // then it can be found by its name, or the start fails
+		program = os.Args[0]
+	}
+	return exec.Command(program, name)
+}
+
+// benchFloorCommand serves the floor of workloads over HTTP.
+type benchFloorCommand struct {
+	databaseFlags `embed:""`
+	poolFlags     `embed:""`
+	apiFlags      `embed:""`
+}
+
+// Run implements the subcommand.
+func (c *benchFloorCommand) Run(p *process) error {
+	var bad badSettings
+	config := c.pool(&bad, c.poolFlags)
+	settings := c.settings(&bad)
+	schema := c.schema(&bad)
+	if err := bad.err(); err != nil {
+		return err
+	}
+	pool, err := pgxpool.NewWithConfig(p.ctx, config)
+	if err != nil {
+		return err
+	}
+	defer pool.Close()
+	return bench.ServeFloor(p.ctx, pool, schema, settings.address)
 }

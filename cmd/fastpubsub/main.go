@@ -44,6 +44,8 @@ type commands struct {
 	Import       importCommand `cmd:"" group:"database" help:"Take everything over from the database of the Python server."`
 	Bench        benchCommand  `cmd:"" group:"database" help:"Measure, beside a floor of bare INSERTs."`
 
+	BenchFloor benchFloorCommand `cmd:"" hidden:"" help:"Serve bare INSERTs, for bench."`
+
 	SecretKey    newSecretKey `cmd:"" group:"clients" name:"generate_secret_key" aliases:"generate-secret-key" help:"Print a key that signs access tokens."`
 	CreateClient createClient `cmd:"" group:"clients" name:"create_client" aliases:"create-client" help:"Create a client of the REST API, and print its id and its secret."`
 

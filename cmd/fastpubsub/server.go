@@ -49,6 +49,7 @@ func (c *serverCommand) Run(p *process) error {
 	if workers > 0 {
 		runtime.GOMAXPROCS(workers)
 	}
+	tuneMemory()
 	// It connects when the first request needs it, so the server starts without the database.
 	pool, err := pgxpool.NewWithConfig(p.ctx, config)
 	if err != nil {
@@ -58,14 +59,7 @@ func (c *serverCommand) Run(p *process) error {
 	return serve(p.ctx, pool, settings, logger, nil)
 }
 
-// The timeouts of the server, about requests of 16 MiB and answers that may be waited for for 30 seconds.
 const (
-	readHeaderTimeout = 10 * time.Second
-	readTimeout       = time.Minute // also ends a long poll, so it must be longer than one
-	writeTimeout      = 2 * time.Minute
-	idleTimeout       = 2 * time.Minute
-	maxHeaderBytes    = 64 << 10
-
 	// shutdownTimeout is for the requests that are running, less than the 10 seconds that containers get.
 	shutdownTimeout = 8 * time.Second
 
@@ -86,8 +80,14 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	if err != nil {
 		return err
 	}
+	checker, checkPool, err := newChecker(ctx, pool, settings.schema)
+	if err != nil {
+		return err
+	}
+	defer checkPool.Close()
 	apiConfig := settings.api
 	apiConfig.Logger = logger
+	apiConfig.Check = checker.Check
 	api := httpapi.New(broker, apiConfig)
 
 	var handler http.Handler = api
@@ -97,16 +97,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 
 	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))
 	defer cancelRequests()
-	server := &http.Server{
-		Handler:           handler,
-		BaseContext:       func(net.Listener) context.Context { return requests },
-		ErrorLog:          slog.NewLogLogger(logger.Handler(), slog.LevelWarn),
-		ReadHeaderTimeout: readHeaderTimeout,
-		ReadTimeout:       readTimeout,
-		WriteTimeout:      writeTimeout,
-		IdleTimeout:       idleTimeout,
-		MaxHeaderBytes:    maxHeaderBytes,
-	}
+	server := newServer(requests, handler, logger, serverTimeouts)
 	server.RegisterOnShutdown(api.EndWaits)
 
 	listener, err := new(net.ListenConfig).Listen(ctx, "tcp", settings.address)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"os/exec"
 	"slices"
 	"time"
 
@@ -20,7 +21,7 @@ type Config struct {
 	// Database says how to connect; the sizes of the pool are not used. The user may create schemas; one that may also
 	// CHECKPOINT gets steadier figures.
 	Database *pgxpool.Config `json:"-"`
-	// Workloads are names from Workloads. Default all of them.
+	// Workloads are names from Workloads or HTTPWorkloads. Default all of Workloads.
 	Workloads []string `json:"workloads"`
 	// Publishers and Consumers are how many of each work at once, each on a connection of its own. Default 8 and 4.
 	Publishers int `json:"publishers"`
@@ -57,6 +58,9 @@ type Config struct {
 	SynchronousCommit string `json:"synchronous_commit,omitempty"`
 	// Compression replaces that of the log's payloads: "pglz" or "lz4". Default what the migration chose.
 	Compression string `json:"compression,omitempty"`
+	// Command is how to run a subcommand of the program, ServerCommand or FloorCommand, as a process of its own. It needs
+	// to be set for HTTPWorkloads, which use of the numbers above Duration, Messages, PayloadBytes and Rounds alone.
+	Command func(subcommand string) *exec.Cmd `json:"-"`
 	// Progress is told what is being measured. Default nobody.
 	Progress io.Writer `json:"-"`
 }
@@ -100,8 +104,8 @@ func (c *Config) check() error {
 		return errors.New("no database")
 	}
 	for _, w := range c.Workloads {
-		if !slices.Contains(Workloads, w) {
-			return fmt.Errorf("workload must be one of %v, not %q", Workloads, w)
+		if all := slices.Concat(Workloads, HTTPWorkloads); !slices.Contains(all, w) {
+			return fmt.Errorf("workload must be one of %v, not %q", all, w)
 		}
 	}
 	for _, f := range []struct {

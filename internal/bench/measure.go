@@ -30,6 +30,16 @@ type env struct {
 	pool   *pgxpool.Pool
 	broker *fastpubsub.Broker
 	next   atomic.Int64 // the number of the next message; as many are published or about to be
+
+	closers []func() error // of what the phase has started
+}
+
+func (e *env) close() error {
+	var all error
+	for _, c := range e.closers {
+		all = errors.Join(all, c())
+	}
+	return all
 }
 
 // tally is what a phase has done.
@@ -81,6 +91,11 @@ func (b *bench) runPhase(ctx context.Context, p phase) (t tally, used []Metric, 
 	if e.broker, err = fastpubsub.New(e.pool, fastpubsub.Config{Schema: b.schema}); err != nil {
 		return tally{}, nil, err
 	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer func() {
+		cancel() // ends connections to what is closed
+		err = errors.Join(err, e.close())
+	}()
 	if err := p.prepare(ctx, e); err != nil {
 		return tally{}, nil, err
 	}

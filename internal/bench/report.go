@@ -99,6 +99,10 @@ func (r *Report) fill(plan []planned, samples map[string][]sample) {
 			}
 			workload.Phases = append(workload.Phases, out)
 		}
+		if slices.Contains(HTTPWorkloads, w.workload) {
+			r.note("over HTTP: the server, and the floor's, which is net/http alone, are processes of their own on this machine, "+
+				"with %d connections to the database; each client is one connection that is kept", httpPoolSize)
+		}
 		r.Workloads = append(r.Workloads, workload)
 	}
 }

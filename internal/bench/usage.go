@@ -87,6 +87,8 @@ func findPostmaster(ctx context.Context, conn *pgx.Conn) (postmaster, error) {
 	return postmaster(stat.parent), nil
 }
 
+const ticksPerSecond = 100 // USER_HZ, the same on every Linux that Go runs on
+
 // cpu returns what the server's processes have used, with those that have ended.
 func (p postmaster) cpu() time.Duration {
 	if p == 0 {
@@ -96,7 +98,6 @@ func (p postmaster) cpu() time.Duration {
 	if err != nil {
 		return 0
 	}
-	const ticksPerSecond = 100 // USER_HZ, the same on every Linux that Go runs on
 	var ticks int64
 	for _, path := range paths {
 		pid, _ := strconv.Atoi(filepath.Base(path))
