@@ -96,6 +96,9 @@ type Config struct {
 	// Maintenance is how [Broker.Run] and [Broker.CleanupAcked] give space back.
 	Maintenance MaintenanceSettings
 
+	// Notifications are how [Broker.Run] wakes consumers in other processes.
+	Notifications NotificationSettings
+
 	// Logger gets what happens in Run. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -104,7 +107,7 @@ type Config struct {
 const DefaultSchema = "fastpubsub"
 
 // A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use and needs no
-// Close: it runs a goroutine only while calls of Publish share a statement.
+// Close: it runs goroutines only while calls of Publish share a statement, and while calls wait for messages.
 //
 // Until the schema was once found good, any method may return ErrSchemaOutdated or ErrBinaryOutdated; a schema that goes
 // away later is ErrSchemaOutdated too.
@@ -115,8 +118,13 @@ type Broker struct {
 	group    *group
 	checked  atomic.Bool // the schema's version, once it was found good
 
-	maintenance MaintenanceSettings
-	logger      *slog.Logger
+	maintenance   MaintenanceSettings
+	notifications NotificationSettings
+	logger        *slog.Logger
+
+	waits    *waits
+	notifier *notifier
+	channel  string // of notifications
 }
 
 // New returns a Broker that works on pool, which stays the caller's: it is never closed, and its settings, query mode
@@ -150,11 +158,15 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	}
 	b := &Broker{
 		pool: pool, store: store.New(config.Schema), defaults: defaults,
-		maintenance: config.Maintenance.orDefaults(), logger: config.Logger,
+		maintenance: config.Maintenance.orDefaults(), notifications: config.Notifications, logger: config.Logger,
+		notifier: newNotifier(), channel: notifyChannel(config.Schema),
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)
 	})
+	b.waits = newWaits(func(ctx context.Context, subscriptionIDs []string) ([]store.Look, error) {
+		return b.store.Look(ctx, pool, subscriptionIDs)
+	}, func(ctx context.Context) (int64, error) { return b.store.LastBase(ctx, pool) }, b.logger)
 	return b, nil
 }
 

@@ -147,3 +147,53 @@ func attempts(ranges []Range) []int32 {
 	}
 	return all
 }
+
+// A Look is what a subscription would find. DueInSeconds is when to look again in any case, nil for never.
+type Look struct {
+	SubscriptionID string
+	TopicID        string
+	Filtered       bool
+	Ready          bool
+	DueInSeconds   *float64
+}
+
+const look = `SELECT sub_id, topic_id, filtered, ready, due_in_seconds FROM {schema}.look($1)`
+
+// Look says for subscriptions whether a claim would find something. It writes nothing and waits for nobody. Those that do
+// not exist are left out.
+func (s *Store) Look(ctx context.Context, db DBTX, subIDs []string) ([]Look, error) {
+	rows, _ := db.Query(ctx, s.look, subIDs) // CollectRows reports Query's error
+	looks, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Look])
+	return looks, translate(err)
+}
+
+// A record batch draws its base before its transaction commits.
+const lastBase = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.message_base`
+
+// LastBase is a number that differs from what it was before if anybody has begun to publish since.
+func (s *Store) LastBase(ctx context.Context, db DBTX) (int64, error) {
+	var n int64
+	err := db.QueryRow(ctx, s.lastBase).Scan(&n)
+	return n, translate(err)
+}
+
+// The server folds what one transaction says twice. What it says is not written, so the commit waits for no disk.
+const notify = `SELECT pg_catalog.pg_notify($1, p) FROM pg_catalog.unnest($2::text[]) p`
+
+// Notify sends notifications on a channel.
+func (s *Store) Notify(ctx context.Context, db DBTX, channel string, payloads []string) error {
+	_, err := db.Exec(ctx, notify, channel, payloads)
+	return err
+}
+
+// Whoever is out of the list of those that run is visible; NULL is one that ended long ago.
+const finishedTransactions = `
+SELECT x FROM pg_catalog.unnest($1::bigint[]) x
+WHERE pg_catalog.pg_xact_status(x::text::xid8) IS DISTINCT FROM 'in progress'`
+
+// FinishedTransactions returns those of some transactions that have committed or rolled back.
+func (s *Store) FinishedTransactions(ctx context.Context, db DBTX, xids []int64) ([]int64, error) {
+	rows, _ := db.Query(ctx, finishedTransactions, xids) // CollectRows reports Query's error
+	finished, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	return finished, err
+}

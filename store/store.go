@@ -57,6 +57,7 @@ type Store struct {
 	sweep, listExpired, removeOrphans                                          string
 	listSlots, rotate, truncateSlot, messageSlotNeeds, leaseSlotNeeds          string
 	vacate, spill                                                              string
+	look, lastBase                                                             string
 
 	table string // of the schema's state, quoted
 }
@@ -96,6 +97,8 @@ func New(schema string) *Store {
 		leaseSlotNeeds:     fill(leaseSlotNeeds),
 		vacate:             fill(vacate),
 		spill:              fill(spill),
+		look:               fill(look),
+		lastBase:           fill(lastBase),
 	}
 }
 
