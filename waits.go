@@ -103,9 +103,9 @@ func (w *waits) join(subscriptionID string) *member {
 	defer w.mu.Unlock()
 	s := w.subs[subscriptionID]
 	if s == nil {
+		w.forget()
 		s = &waitedFor{id: subscriptionID}
 		w.subs[subscriptionID] = s
-		w.forget()
 	}
 	s.members++
 	return &member{w: w, s: s}
@@ -374,13 +374,16 @@ func (w *waits) next() (pause time.Duration, ids []string, tick bool) {
 	}
 	until := w.tickAt
 	for _, s := range w.subs {
-		if len(s.queue) == 0 {
-			continue
+		if len(s.queue) > 0 && s.lookAt.Before(until) {
+			until = s.lookAt
 		}
-		if s.lookAt.After(now) {
-			if s.lookAt.Before(until) {
-				until = s.lookAt
-			}
+	}
+	if until.After(now) {
+		return until.Sub(now), nil, false
+	}
+	for _, s := range w.subs {
+		// Those whose turn comes soon go with it.
+		if len(s.queue) == 0 || s.lookAt.Sub(now) > s.pause/2 {
 			continue
 		}
 		s.lookAt = time.Time{} // who plans one from now on wants another than this
@@ -388,10 +391,7 @@ func (w *waits) next() (pause time.Duration, ids []string, tick bool) {
 			break
 		}
 	}
-	if len(ids) > 0 {
-		return 0, ids, false
-	}
-	return until.Sub(now), nil, false
+	return 0, ids, false
 }
 
 func (w *waits) pollOnce(ids []string, tick bool) error {
