@@ -21,6 +21,7 @@ type serverCommand struct {
 	poolFlags        `embed:"" group:"Database"`
 	apiFlags         `embed:"" group:"API"`
 	newFlags         `embed:"" group:"What a new subscription does not say itself"`
+	listenFlags      `embed:"" group:"Database"`
 	maintenanceFlags `embed:"" group:"Maintenance"`
 	retentionFlags   `embed:"" group:"Maintenance"`
 	logFlags         `embed:"" group:"Log"`
@@ -33,6 +34,7 @@ func (c *serverCommand) Run(p *process) error {
 	settings := c.settings(&bad)
 	settings.schema = c.schema(&bad)
 	settings.subscriptionDefaults = c.subscriptionDefaults(&bad)
+	settings.listen = c.listen(&bad)
 	settings.maintenance = c.enabled(&bad)
 	settings.slotAge = c.olderThan(&bad)
 	logger := c.logger(&bad, p.stderr)
@@ -69,7 +71,8 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	broker, err := fastpubsub.New(pool, fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
-		Maintenance:          fastpubsub.MaintenanceSettings{SlotAge: settings.slotAge},
+		Maintenance:          fastpubsub.MaintenanceSettings{Off: !settings.maintenance, SlotAge: settings.slotAge},
+		Notifications:        fastpubsub.NotificationSettings{Listen: settings.listen},
 		Logger:               logger,
 	})
 	if err != nil {
@@ -104,9 +107,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
 	wg.Go(func() { warnUnlessReady(ctx, broker, logger) })
-	if settings.maintenance {
-		wg.Go(func() { broker.Run(ctx) })
-	}
+	wg.Go(func() { broker.Run(ctx) })
 	address := listener.Addr().String()
 	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns)
 	if ready != nil {

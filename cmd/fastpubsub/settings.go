@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -104,6 +105,22 @@ func (f *maintenanceFlags) enabled(b *badSettings) bool {
 	return false
 }
 
+// listenFlags are of the server, which hears on a connection of its own what other processes publish.
+type listenFlags struct {
+	ListenDatabaseURL string `env:"FASTPUBSUB_LISTEN_DATABASE_URL" placeholder:"URL" help:"The database's direct address for LISTEN, if the other one is that of a pooler."`
+}
+
+// listen returns the settings of that connection, nil for those of the pool.
+func (f *listenFlags) listen(b *badSettings) *pgx.ConnConfig {
+	if f.ListenDatabaseURL == "" {
+		return nil
+	}
+	if config := parseURL(b, "FASTPUBSUB_LISTEN_DATABASE_URL", f.ListenDatabaseURL); config != nil {
+		return config.ConnConfig
+	}
+	return nil
+}
+
 // schema returns the name of the schema.
 func (f *databaseFlags) schema(b *badSettings) string {
 	if err := migrations.CheckSchemaName(f.DatabaseSchema); err != nil {
@@ -177,6 +194,7 @@ type apiSettings struct {
 	schema               string
 	api                  httpapi.Config // without its Logger
 	subscriptionDefaults fastpubsub.SubscriptionSettings
+	listen               *pgx.ConnConfig // nil for the pool's
 	maintenance          bool
 	slotAge              time.Duration // 0 for the default
 }

@@ -25,7 +25,7 @@ DECLARE
 BEGIN
     RETURN QUERY
     SELECT s.id, t.id, s.filter_path IS NOT NULL,
-           l.due_at <= now_at
+           coalesce(l.due_at <= now_at, false)
            OR EXISTS (
                -- Not what lies in transactions that are open: a bulk load would be read row by row on every look.
                SELECT FROM (
