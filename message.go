@@ -490,6 +490,10 @@ type NackOptions struct {
 	// Error says what failed, for people who look at dead letters. It is kept up to 8,192 bytes; what is not UTF-8, and NUL,
 	// is replaced. Default what an earlier failure said.
 	Error string
+	// DeadLetter makes them dead letters at once, whatever attempts are left: nobody need try again. There is no delay then.
+	DeadLetter bool
+	// Uncounted does not count the delivery as an attempt. They are delivered again after Delay, or at once.
+	Uncounted bool
 }
 
 const (
@@ -520,26 +524,39 @@ func (b *Broker) NackTx(ctx context.Context, tx pgx.Tx, subscriptionID string, d
 }
 
 func (b *Broker) nack(ctx context.Context, db store.DBTX, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
-	var p problems
-	var delay *int
-	switch {
-	case options.Immediate && options.Delay != 0:
-		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", options.Delay)
-	case options.Immediate || options.Delay != 0:
-		if !options.Immediate {
-			checkSeconds(&p, "delay_seconds", options.Delay, maxDelaySeconds)
-		}
-		n := seconds(options.Delay)
-		delay = &n
-	}
-	if err := p.err(); err != nil {
+	n, err := options.check()
+	if err != nil {
 		return 0, fmt.Errorf("nack on %q: %w", subscriptionID, err)
 	}
-	text := errorText(options.Error)
 	return b.change(ctx, db, "nack on", subscriptionID, deliveries,
 		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
-			return b.store.Nack(ctx, db, subscriptionID, ranges, delay, text)
+			n.Ranges = ranges
+			return b.store.Nack(ctx, db, subscriptionID, n)
 		})
+}
+
+// check returns options in the form in which the engine takes them.
+func (o *NackOptions) check() (store.Nack, error) {
+	var p problems
+	n := store.Nack{Error: errorText(o.Error), Act: store.Retry}
+	if o.Immediate && o.Delay != 0 {
+		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", o.Delay)
+	} else if o.Immediate || o.Delay != 0 {
+		if !o.Immediate {
+			checkSeconds(&p, "delay_seconds", o.Delay, maxDelaySeconds)
+		}
+		delay := seconds(o.Delay)
+		n.DelaySeconds = &delay
+	}
+	switch {
+	case o.DeadLetter && (n.DelaySeconds != nil || o.Uncounted):
+		p.add("dead_letter", "value_error", "goes with neither a delay nor an attempt that is not counted")
+	case o.DeadLetter:
+		n.Act = store.Bury
+	case o.Uncounted:
+		n.Act = store.GiveBack
+	}
+	return n, p.err()
 }
 
 // errorText is an error in the form in which it is stored; nil for none.

@@ -114,13 +114,46 @@ func counted(row pgx.Row) (int, error) {
 	return *n, nil
 }
 
-const nack = `SELECT {schema}.nack($1, $2, $3, $4, $5, $6, $7)`
+const nack = `SELECT {schema}.nack($1, $2, $3, $4, $5, $6, $7, $8)`
 
-// Nack gives leased messages, which ascend by (Xid, Lo), back as failed, and returns how many. They wait for delaySeconds,
-// or for the subscription's backoff if that is nil. It returns ErrNotFound if there is no such subscription.
-func (s *Store) Nack(ctx context.Context, db DBTX, subID string, ranges []Range, delaySeconds *int, text *string) (int, error) {
-	xids, los, his := split(ranges)
-	return counted(db.QueryRow(ctx, s.nack, subID, xids, los, his, attempts(ranges), delaySeconds, text))
+// A Nack says what becomes of leased messages, which ascend by (Xid, Lo). They wait for DelaySeconds, or for the
+// subscription's backoff if that is nil; Act is a word of the function's.
+type Nack struct {
+	Ranges       []Range
+	DelaySeconds *int
+	Error        *string
+	Act          string
+}
+
+// What Nack.Act may be.
+const (
+	Retry    = "retry"
+	Bury     = "bury"
+	GiveBack = "give back"
+)
+
+func (s *Store) nackArgs(subID string, n Nack) []any {
+	xids, los, his := split(n.Ranges)
+	return []any{subID, xids, los, his, attempts(n.Ranges), n.DelaySeconds, n.Error, n.Act}
+}
+
+// Nack gives leased messages back, and returns how many. It returns ErrNotFound if there is no such subscription.
+func (s *Store) Nack(ctx context.Context, db DBTX, subID string, n Nack) (int, error) {
+	return counted(db.QueryRow(ctx, s.nack, s.nackArgs(subID, n)...))
+}
+
+// NackAll is several calls of Nack in one round trip and one transaction. It does not count.
+func (s *Store) NackAll(ctx context.Context, db Batcher, subID string, nacks []Nack) error {
+	var b pgx.Batch
+	b.Queue(`begin isolation level read committed read write`)
+	for _, n := range nacks {
+		b.Queue(s.nack, s.nackArgs(subID, n)...).QueryRow(func(row pgx.Row) error {
+			_, err := counted(row)
+			return err
+		})
+	}
+	b.Queue(`commit`)
+	return translate(db.SendBatch(ctx, &b).Close())
 }
 
 const extend = `SELECT {schema}.extend($1, $2, $3, $4, $5, $6)`
