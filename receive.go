@@ -140,7 +140,7 @@ func decodePayload[T any](msg Message) (v T, err error) {
 // there is no such subscription, or when it is deleted; an InvalidError for options out of range; ErrSchemaOutdated and
 // ErrBinaryOutdated.
 func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Handler, options ReceiveOptions) error {
-	r, err := b.newReceiver(ctx, subscriptionID, options, false)
+	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, false)
 	if err != nil {
 		return err
 	}
@@ -157,7 +157,7 @@ func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Hand
 // connection is gone. A handler must not use the pool for what belongs to the message, and whatever connections it
 // takes besides tx must be left over: the pool needs more than Concurrency.
 func (b *Broker) ReceiveTx(ctx context.Context, subscriptionID string, handle TxHandler, options ReceiveOptions) error {
-	r, err := b.newReceiver(ctx, subscriptionID, options, true)
+	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, true)
 	if err != nil {
 		return err
 	}
@@ -216,8 +216,11 @@ type nackKind struct {
 	text  string
 }
 
-func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o ReceiveOptions, tx bool) (*receiver, error) {
+func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o ReceiveOptions, noHandler, tx bool) (*receiver, error) {
 	var p problems
+	if noHandler {
+		p.add("handler", "missing", "must not be nil")
+	}
 	if o.Consumer == "" {
 		host, err := os.Hostname()
 		if err != nil {
