@@ -28,7 +28,7 @@ const (
 	pollTimeout       = 5 * time.Second
 	pollRetry         = time.Second
 	rememberFor       = time.Minute // a subscription that nobody waits for
-	fruitlessFrom     = 5 * time.Millisecond
+	fruitlessFrom     = time.Millisecond
 	fruitlessUpTo     = 100 * time.Millisecond
 	fruitlessLookUpTo = time.Second
 )

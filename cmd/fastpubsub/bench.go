@@ -20,7 +20,7 @@ type benchCommand struct {
 	DatabaseURL   string            `env:"FASTPUBSUB_DATABASE_URL" placeholder:"URL" help:"The database to measure in. Default: a throw-away server, durable, from PostgreSQL binaries on this machine."`
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,receive,receive-tx,wake,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
