@@ -124,6 +124,8 @@ type childConfig struct {
 	// Poison makes it a consumer that acks one message at a time until there are none, and dies of that message. Without it
 	// it works until it is killed.
 	Poison int
+	// KillAt makes it one that receives in transactions, and dies at this point; see killPoints.
+	KillAt string
 }
 
 // TestCrashChild is no test but the consumer that others kill.
@@ -149,6 +151,9 @@ func (c *childConfig) run(t *testing.T) error {
 	}
 	poolConfig.ConnConfig.RuntimeParams["search_path"] = ""
 	poolConfig.ConnConfig.RuntimeParams["application_name"] = c.Name
+	if c.KillAt != "" {
+		return c.untilKilled(t, poolConfig)
+	}
 	b, _ := brokerOn(t, c.Schema, poolConfig)
 	f, err := os.OpenFile(c.Ledger, os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
@@ -173,19 +178,23 @@ func (c *childConfig) untilPoison(ctx context.Context, b *fastpubsub.Broker, r c
 			return err
 		}
 		if msgs[0].N == c.Poison {
-			self, err := os.FindProcess(os.Getpid())
-			if err != nil {
-				return err
-			}
-			if err := self.Kill(); err != nil {
-				return err
-			}
-			select {} // it takes effect somewhat later
+			return killSelf()
 		}
 		if err := r.Ack(ctx, b, c.Name, msgs); err != nil {
 			return err
 		}
 	}
+}
+
+func killSelf() error {
+	self, err := os.FindProcess(os.Getpid())
+	if err != nil {
+		return err
+	}
+	if err := self.Kill(); err != nil {
+		return err
+	}
+	select {} // it takes effect somewhat later
 }
 
 func startConsumer(t *testing.T, config childConfig) *crashtest.Child {

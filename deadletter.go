@@ -60,7 +60,11 @@ func (b *Broker) DeadLetters(ctx context.Context, subscriptionID string, options
 //
 // It returns ErrNotFound if there is no such subscription and an InvalidError for too many ids.
 func (b *Broker) Reprocess(ctx context.Context, subscriptionID string, ids []ID) (int, error) {
-	return b.change(ctx, b.pool, "reprocess on", subscriptionID, deliveriesOf(ids), b.store.Reprocess)
+	n, err := b.change(ctx, b.pool, "reprocess on", subscriptionID, deliveriesOf(ids), b.store.Reprocess)
+	if n > 0 {
+		b.changed(subscriptionID)
+	}
+	return n, err
 }
 
 // Purge removes messages from the dead letter queue for good, and else is as Reprocess.

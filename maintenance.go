@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/fastpubsub/fastpubsub/store"
@@ -14,6 +15,9 @@ import (
 // MaintenanceSettings say how space comes back. The log is a ring of four slots: messages are written to the current one, and
 // a slot is emptied as a whole when no subscription needs anything in it.
 type MaintenanceSettings struct {
+	// Off leaves maintenance to others: [Broker.Run] does none.
+	Off bool
+
 	// SlotAge is how long a slot is written to before the next one is, if that is empty. A subscription that is up to date
 	// keeps one to two slots, and one that lags by more than two holds up those behind it. Shorter gives space back sooner;
 	// each change costs every session a few milliseconds of planning. Default 10 minutes.
@@ -138,12 +142,36 @@ const (
 	waitingPause = 200 * time.Millisecond
 )
 
-// Run does the maintenance that nobody else does until ctx ends, and then returns nil: at once and then every 10 seconds, or
-// as the settings say, it ends what has expired, as [Broker.CleanupStuck] does, and gives space back, as
-// [Broker.CleanupAcked] does. Any number of processes may run it at once; none of them is a leader, each step is made by one.
-// What fails, because the database is away for example, is logged and tried again. Tables that were copied from another
-// database are made to work first, as [Broker.Repair] does.
+// Run does what nobody else does until ctx ends, and then returns nil. Any number of processes may run it at once, with none of
+// them a leader. What fails, because the database is away for example, is logged and tried again.
+//
+// Maintenance: at once and then every 10 seconds, or as the settings say, it ends what has expired, as [Broker.CleanupStuck]
+// does, and gives space back, as [Broker.CleanupAcked] does; each step is made by one process. Tables that were copied from
+// another database are made to work first, as [Broker.Repair] does.
+//
+// Notifications: it listens, on one connection of its own, for what other processes publish, and wakes those who wait for it in
+// this one; and it tells others, within some milliseconds after the commit, what is published here. Without it, or where it
+// cannot listen, consumers in this process poll: ten times a second whether anybody has published. Consumers of other processes
+// hear at once of what is published here only if it runs here, else within some two seconds. It logs whether notifications
+// arrive; see [Broker.Listening]. Of several calls on one Broker one does this.
+//
+// Both can be switched off, in [Config].
 func (b *Broker) Run(ctx context.Context) error {
+	var wg sync.WaitGroup
+	if !b.maintenance.Off {
+		wg.Go(func() { b.maintainUntil(ctx) })
+	}
+	if !b.notifications.Off && b.notifier.running.CompareAndSwap(false, true) {
+		defer b.notifier.running.Store(false)
+		wg.Go(func() { b.listen(ctx) })
+		wg.Go(func() { b.notify(ctx) })
+	}
+	<-ctx.Done()
+	wg.Wait()
+	return nil
+}
+
+func (b *Broker) maintainUntil(ctx context.Context) {
 	for {
 		if err := b.pass(ctx); err != nil && ctx.Err() == nil {
 			b.logger.LogAttrs(ctx, slog.LevelWarn, "maintenance failed, it will be tried again", slog.Any("error", err))
@@ -151,7 +179,7 @@ func (b *Broker) Run(ctx context.Context) error {
 		interval := b.maintenance.Interval
 		select {
 		case <-ctx.Done():
-			return nil
+			return
 		case <-time.After(interval*9/10 + rand.N(interval/5+1)):
 		}
 	}

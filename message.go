@@ -121,18 +121,29 @@ func JSON(v any) NewMessage {
 //
 // It returns ErrNotFound if there is no such topic and an InvalidError that names each message which was refused.
 func (b *Broker) Publish(ctx context.Context, topicID string, msgs ...NewMessage) ([]ID, error) {
-	return b.publish(ctx, b.pool, topicID, msgs, b.group.publish)
+	ids, err := b.publish(ctx, b.pool, topicID, msgs, b.group.publish)
+	if err == nil {
+		b.published(topicID, len(ids))
+	}
+	return ids, err
 }
 
 // PublishTx is Publish in the caller's transaction, of any isolation level: the messages are published when it commits,
 // and never if it rolls back. The ids are known at once. It raises the transaction's synchronous_commit from off to
 // local, since a commit that a crash forgets would have its ids given out again.
 //
+// This Broker does not see the commit. While it runs [Broker.Run] it asks the database whether the transaction has ended, every
+// few milliseconds at first, and then wakes consumers; [Broker.InTx] does so at once; otherwise they find it by polling.
+//
 // It returns what Publish does. Neither an InvalidError nor ErrNotFound ends the transaction.
 func (b *Broker) PublishTx(ctx context.Context, tx pgx.Tx, topicID string, msgs ...NewMessage) ([]ID, error) {
-	return b.publish(ctx, tx, topicID, msgs, func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
+	ids, err := b.publish(ctx, tx, topicID, msgs, func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, tx, topicID, payloads, attributes)
 	})
+	if err == nil {
+		b.publishedIn(tx, topicID, ids)
+	}
+	return ids, err
 }
 
 type sendFunc func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error)
@@ -293,15 +304,18 @@ func (o *ConsumeOptions) check() (store.Claim, error) {
 }
 
 const (
-	pollInterval = 100 * time.Millisecond
+	busyPause = 100 * time.Millisecond
 	// patience is for a Consume that does not wait: how long it goes on behind a filter that matches nothing, or for
 	// the lock of a busy subscription.
 	patience = time.Second
+	// shortWait is one that may be over before anybody has looked on behalf of those who wait.
+	shortWait = time.Second
 )
 
 // Consume takes messages from a subscription and counts one delivery attempt for each: first those that are due again, then
 // the log, each in the order of the log. It waits up to options.Wait for the first; none is an empty slice and no error. It
-// holds no connection while it waits.
+// holds no connection while it waits, and is woken when there is something: see [Broker.Run]. Beneath that one goroutine polls
+// for all who wait in this process; it ends when nobody waits.
 //
 // Each message stays with the consumer until it is acked, nacked, or its ack deadline passes; then it is delivered again, so
 // handlers must tolerate seeing a message twice. A message whose attempts are used up becomes a dead letter instead. Ack
@@ -326,43 +340,60 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 	if err := b.ready(ctx, b.pool); err != nil {
 		return nil, err
 	}
+	return b.take(ctx, claim, options.Wait)
+}
+
+// take consumes what was checked.
+func (b *Broker) take(ctx context.Context, claim store.Claim, wait time.Duration) ([]Message, error) {
+	subscriptionID := claim.SubscriptionID
+	var m *member
+	if wait > 0 {
+		m = b.waits.join(subscriptionID)
+		defer m.leave()
+	}
 	start := time.Now()
-	hasTurn := false
 	for {
-		batches, more, err := b.claimWhole(ctx, claim)
+		msgs, more, err := b.claim(ctx, claim)
 		busy := errors.Is(err, ErrBusy)
-		if err != nil && !(busy && time.Since(start) < max(options.Wait, patience)) {
+		if err != nil && !(busy && time.Since(start) < max(wait, patience)) {
 			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
 		}
-		if len(batches) > 0 {
-			return decode(subscriptionID, batches)
+		if m != nil && err == nil && !more {
+			m.claimed(len(msgs), claim.Max)
 		}
-		if more && time.Since(start) < max(options.Wait, patience) {
+		if len(msgs) > 0 {
+			return msgs, nil
+		}
+		if more && time.Since(start) < max(wait, patience) {
 			continue
 		}
-		left := options.Wait - time.Since(start)
-		if left <= 0 && !busy {
+		left := wait - time.Since(start)
+		switch {
+		case busy:
+			err = sleep(ctx, busyPause/2+rand.N(busyPause))
+		case left <= 0:
 			return nil, nil
-		}
-		if !hasTurn && !busy {
-			done, waited, ok := b.turns.take(ctx, subscriptionID, left)
-			if ok {
-				defer done()
-				hasTurn = true
-			}
-			if waited && ctx.Err() == nil {
-				continue // the last look was long ago
+		default:
+			var woken bool
+			woken, err = m.wait(ctx, claim.Max, left)
+			if !woken && err == nil && wait > shortWait {
+				return nil, nil
 			}
 		}
-		pause := b.turns.pause()
-		pause = pause/2 + rand.N(pause)
-		if !busy {
-			pause = min(pause, left)
-		}
-		if err := sleep(ctx, pause); err != nil {
+		if err != nil {
 			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
 		}
 	}
+}
+
+// claim takes messages once.
+func (b *Broker) claim(ctx context.Context, claim store.Claim) (msgs []Message, more bool, err error) {
+	batches, more, err := b.claimWhole(ctx, claim)
+	if err != nil || len(batches) == 0 {
+		return nil, more, err
+	}
+	msgs, err = decode(claim.SubscriptionID, batches)
+	return msgs, false, err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {
@@ -460,6 +491,10 @@ type NackOptions struct {
 	// Error says what failed, for people who look at dead letters. It is kept up to 8,192 bytes; what is not UTF-8, and NUL,
 	// is replaced. Default what an earlier failure said.
 	Error string
+	// DeadLetter makes them dead letters at once, whatever attempts are left: nobody need try again. There is no delay then.
+	DeadLetter bool
+	// Uncounted does not count the delivery as an attempt. They are delivered again after Delay, or at once.
+	Uncounted bool
 }
 
 const (
@@ -476,7 +511,11 @@ const (
 //
 // It returns ErrNotFound if there is no such subscription and an InvalidError for options out of range.
 func (b *Broker) Nack(ctx context.Context, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
-	return b.nack(ctx, b.pool, subscriptionID, deliveries, options)
+	n, err := b.nack(ctx, b.pool, subscriptionID, deliveries, options)
+	if n > 0 {
+		b.changed(subscriptionID)
+	}
+	return n, err
 }
 
 // NackTx is Nack in the caller's transaction, of any isolation level, with what AckTx says about those who wait for it. The
@@ -486,26 +525,39 @@ func (b *Broker) NackTx(ctx context.Context, tx pgx.Tx, subscriptionID string, d
 }
 
 func (b *Broker) nack(ctx context.Context, db store.DBTX, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error) {
-	var p problems
-	var delay *int
-	switch {
-	case options.Immediate && options.Delay != 0:
-		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", options.Delay)
-	case options.Immediate || options.Delay != 0:
-		if !options.Immediate {
-			checkSeconds(&p, "delay_seconds", options.Delay, maxDelaySeconds)
-		}
-		n := seconds(options.Delay)
-		delay = &n
-	}
-	if err := p.err(); err != nil {
+	n, err := options.check()
+	if err != nil {
 		return 0, fmt.Errorf("nack on %q: %w", subscriptionID, err)
 	}
-	text := errorText(options.Error)
 	return b.change(ctx, db, "nack on", subscriptionID, deliveries,
 		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
-			return b.store.Nack(ctx, db, subscriptionID, ranges, delay, text)
+			n.Ranges = ranges
+			return b.store.Nack(ctx, db, subscriptionID, n)
 		})
+}
+
+// check returns options in the form in which the engine takes them.
+func (o *NackOptions) check() (store.Nack, error) {
+	var p problems
+	n := store.Nack{Error: errorText(o.Error), Act: store.Retry}
+	if o.Immediate && o.Delay != 0 {
+		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", o.Delay)
+	} else if o.Immediate || o.Delay != 0 {
+		if !o.Immediate {
+			checkSeconds(&p, "delay_seconds", o.Delay, maxDelaySeconds)
+		}
+		delay := seconds(o.Delay)
+		n.DelaySeconds = &delay
+	}
+	switch {
+	case o.DeadLetter && (n.DelaySeconds != nil || o.Uncounted):
+		p.add("dead_letter", "value_error", "goes with neither a delay nor an attempt that is not counted")
+	case o.DeadLetter:
+		n.Act = store.Bury
+	case o.Uncounted:
+		n.Act = store.GiveBack
+	}
+	return n, p.err()
 }
 
 // errorText is an error in the form in which it is stored; nil for none.
@@ -538,10 +590,14 @@ func (b *Broker) Extend(ctx context.Context, subscriptionID string, deliveries [
 	if err := p.err(); err != nil {
 		return 0, fmt.Errorf("extend on %q: %w", subscriptionID, err)
 	}
-	return b.change(ctx, b.pool, "extend on", subscriptionID, deliveries,
+	n, err := b.change(ctx, b.pool, "extend on", subscriptionID, deliveries,
 		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
 			return b.store.Extend(ctx, db, subscriptionID, ranges, seconds(ackDeadline))
 		})
+	if n > 0 && ackDeadline == 0 {
+		b.changed(subscriptionID)
+	}
+	return n, err
 }
 
 // change checks what all operations on messages have in common, and runs one of them.

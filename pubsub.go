@@ -104,6 +104,9 @@ type Config struct {
 	// Tokens is how [Broker.IssueToken] makes tokens. Without a key there are none.
 	Tokens TokenSettings
 
+	// Notifications are how [Broker.Run] wakes consumers in other processes.
+	Notifications NotificationSettings
+
 	// Logger gets what happens in Run, and stored hashes that cannot be used. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -112,7 +115,7 @@ type Config struct {
 const DefaultSchema = "fastpubsub"
 
 // A Broker publishes to topics and consumes from subscriptions. It is safe for concurrent use and needs no
-// Close: it runs a goroutine only while calls of Publish share a statement.
+// Close: it runs goroutines only while calls of Publish share a statement, and while calls wait for messages.
 //
 // Until the schema was once found good, any method may return ErrSchemaOutdated, ErrBinaryOutdated or ErrRestored; a schema
 // that goes away later is ErrSchemaOutdated too.
@@ -121,13 +124,17 @@ type Broker struct {
 	store    *store.Store
 	defaults SubscriptionSettings
 	group    *group
-	turns    turns
 	checked  atomic.Bool // the schema's version, once it was found good
 
-	maintenance MaintenanceSettings
-	tokens      TokenSettings
-	hasher      *hasher
-	logger      *slog.Logger
+	tokens        TokenSettings
+	hasher        *hasher
+	maintenance   MaintenanceSettings
+	notifications NotificationSettings
+	logger        *slog.Logger
+
+	waits    *waits
+	notifier *notifier
+	channel  string // of notifications
 }
 
 // New returns a Broker that works on pool, which stays the caller's: it is never closed, and its settings, query mode
@@ -162,11 +169,16 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	}
 	b := &Broker{
 		pool: pool, store: store.New(config.Schema), defaults: defaults,
-		maintenance: config.Maintenance.orDefaults(), tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))), logger: config.Logger,
+		tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))),
+		maintenance: config.Maintenance.orDefaults(), notifications: config.Notifications, logger: config.Logger,
+		notifier: newNotifier(), channel: notifyChannel(config.Schema),
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)
 	})
+	b.waits = newWaits(func(ctx context.Context, subscriptionIDs []string) ([]store.Look, error) {
+		return b.store.Look(ctx, pool, subscriptionIDs)
+	}, func(ctx context.Context) (int64, error) { return b.store.LastBase(ctx, pool) }, b.logger)
 	return b, nil
 }
 

@@ -114,13 +114,46 @@ func counted(row pgx.Row) (int, error) {
 	return *n, nil
 }
 
-const nack = `SELECT {schema}.nack($1, $2, $3, $4, $5, $6, $7)`
+const nack = `SELECT {schema}.nack($1, $2, $3, $4, $5, $6, $7, $8)`
 
-// Nack gives leased messages, which ascend by (Xid, Lo), back as failed, and returns how many. They wait for delaySeconds,
-// or for the subscription's backoff if that is nil. It returns ErrNotFound if there is no such subscription.
-func (s *Store) Nack(ctx context.Context, db DBTX, subID string, ranges []Range, delaySeconds *int, text *string) (int, error) {
-	xids, los, his := split(ranges)
-	return counted(db.QueryRow(ctx, s.nack, subID, xids, los, his, attempts(ranges), delaySeconds, text))
+// A Nack says what becomes of leased messages, which ascend by (Xid, Lo). They wait for DelaySeconds, or for the
+// subscription's backoff if that is nil; Act is a word of the function's.
+type Nack struct {
+	Ranges       []Range
+	DelaySeconds *int
+	Error        *string
+	Act          string
+}
+
+// What Nack.Act may be.
+const (
+	Retry    = "retry"
+	Bury     = "bury"
+	GiveBack = "give back"
+)
+
+func (s *Store) nackArgs(subID string, n Nack) []any {
+	xids, los, his := split(n.Ranges)
+	return []any{subID, xids, los, his, attempts(n.Ranges), n.DelaySeconds, n.Error, n.Act}
+}
+
+// Nack gives leased messages back, and returns how many. It returns ErrNotFound if there is no such subscription.
+func (s *Store) Nack(ctx context.Context, db DBTX, subID string, n Nack) (int, error) {
+	return counted(db.QueryRow(ctx, s.nack, s.nackArgs(subID, n)...))
+}
+
+// NackAll is several calls of Nack in one round trip and one transaction. It does not count.
+func (s *Store) NackAll(ctx context.Context, db Batcher, subID string, nacks []Nack) error {
+	var b pgx.Batch
+	b.Queue(`begin isolation level read committed read write`)
+	for _, n := range nacks {
+		b.Queue(s.nack, s.nackArgs(subID, n)...).QueryRow(func(row pgx.Row) error {
+			_, err := counted(row)
+			return err
+		})
+	}
+	b.Queue(`commit`)
+	return translate(db.SendBatch(ctx, &b).Close())
 }
 
 const extend = `SELECT {schema}.extend($1, $2, $3, $4, $5, $6)`
@@ -146,4 +179,54 @@ func attempts(ranges []Range) []int32 {
 		all[i] = int32(r.Attempt)
 	}
 	return all
+}
+
+// A Look is what a subscription would find. DueInSeconds is when to look again in any case, nil for never.
+type Look struct {
+	SubscriptionID string
+	TopicID        string
+	Filtered       bool
+	Ready          bool
+	DueInSeconds   *float64
+}
+
+const look = `SELECT sub_id, topic_id, filtered, ready, due_in_seconds FROM {schema}.look($1)`
+
+// Look says for subscriptions whether a claim would find something. It writes nothing and waits for nobody. Those that do
+// not exist are left out.
+func (s *Store) Look(ctx context.Context, db DBTX, subIDs []string) ([]Look, error) {
+	rows, _ := db.Query(ctx, s.look, subIDs) // CollectRows reports Query's error
+	looks, err := pgx.CollectRows(rows, pgx.RowToStructByPos[Look])
+	return looks, translate(err)
+}
+
+// A record batch draws its base before its transaction commits.
+const lastBase = `SELECT CASE WHEN is_called THEN last_value ELSE 0 END FROM {schema}.message_base`
+
+// LastBase is a number that differs from what it was before if anybody has begun to publish since.
+func (s *Store) LastBase(ctx context.Context, db DBTX) (int64, error) {
+	var n int64
+	err := db.QueryRow(ctx, s.lastBase).Scan(&n)
+	return n, translate(err)
+}
+
+// The server folds what one transaction says twice. What it says is not written, so the commit waits for no disk.
+const notify = `SELECT pg_catalog.pg_notify($1, p) FROM pg_catalog.unnest($2::text[]) p`
+
+// Notify sends notifications on a channel.
+func (s *Store) Notify(ctx context.Context, db DBTX, channel string, payloads []string) error {
+	_, err := db.Exec(ctx, notify, channel, payloads)
+	return err
+}
+
+// Whoever is out of the list of those that run is visible; NULL is one that ended long ago.
+const finishedTransactions = `
+SELECT x FROM pg_catalog.unnest($1::bigint[]) x
+WHERE pg_catalog.pg_xact_status(x::text::xid8) IS DISTINCT FROM 'in progress'`
+
+// FinishedTransactions returns those of some transactions that have committed or rolled back.
+func (s *Store) FinishedTransactions(ctx context.Context, db DBTX, xids []int64) ([]int64, error) {
+	rows, _ := db.Query(ctx, finishedTransactions, xids) // CollectRows reports Query's error
+	finished, err := pgx.CollectRows(rows, pgx.RowTo[int64])
+	return finished, err
 }

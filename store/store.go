@@ -61,6 +61,7 @@ type Store struct {
 	createClient, getClient, listClients, updateClient, deleteClient           string
 	getCredentials, getTokenVersion                                            string
 	now, publishedBetween                                                      string
+	look, lastBase                                                             string
 
 	table string // of the schema's state, quoted
 }
@@ -111,6 +112,8 @@ func New(schema string) *Store {
 		getTokenVersion:    fill(getTokenVersion),
 		now:                fill(now),
 		publishedBetween:   fill(publishedBetween),
+		look:               fill(look),
+		lastBase:           fill(lastBase),
 	}
 }
 

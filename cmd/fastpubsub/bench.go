@@ -22,7 +22,7 @@ type benchCommand struct {
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
 	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`

@@ -25,6 +25,7 @@ type serverCommand struct {
 	apiFlags         `embed:"" group:"API"`
 	authFlags        `embed:"" group:"Authentication"`
 	newFlags         `embed:"" group:"What a new subscription does not say itself"`
+	listenFlags      `embed:"" group:"Database"`
 	maintenanceFlags `embed:"" group:"Maintenance"`
 	retentionFlags   `embed:"" group:"Maintenance"`
 	logFlags         `embed:"" group:"Log"`
@@ -38,6 +39,7 @@ func (c *serverCommand) Run(p *process) error {
 	settings.schema = c.schema(&bad)
 	settings.subscriptionDefaults = c.subscriptionDefaults(&bad)
 	settings.tokens, settings.api.Authenticate = c.tokens(&bad)
+	settings.listen = c.listen(&bad)
 	settings.maintenance = c.enabled(&bad)
 	settings.slotAge = c.olderThan(&bad)
 	workers := c.workers(&bad)
@@ -73,8 +75,9 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	broker, err := fastpubsub.New(pool, fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
-		Maintenance:          fastpubsub.MaintenanceSettings{SlotAge: settings.slotAge},
 		Tokens:               settings.tokens,
+		Maintenance:          fastpubsub.MaintenanceSettings{Off: !settings.maintenance, SlotAge: settings.slotAge},
+		Notifications:        fastpubsub.NotificationSettings{Listen: settings.listen},
 		Logger:               logger,
 	})
 	if err != nil {
@@ -111,9 +114,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	served := make(chan error, 1)
 	wg.Go(func() { served <- server.Serve(listener) })
 	wg.Go(func() { awaitReady(ctx, broker, logger) })
-	if settings.maintenance {
-		wg.Go(func() { broker.Run(ctx) })
-	}
+	wg.Go(func() { broker.Run(ctx) })
 	address := listener.Addr().String()
 	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns,
 		"cores", runtime.GOMAXPROCS(0), "authentication", settings.api.Authenticate)

@@ -12,6 +12,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -139,6 +140,22 @@ func (f *maintenanceFlags) enabled(b *badSettings) bool {
 	return b.boolean("FASTPUBSUB_MAINTENANCE_ENABLED", f.MaintenanceEnabled)
 }
 
+// listenFlags are of the server, which hears on a connection of its own what other processes publish.
+type listenFlags struct {
+	ListenDatabaseURL string `env:"FASTPUBSUB_LISTEN_DATABASE_URL" placeholder:"URL" help:"The database's direct address for LISTEN, if the other one is that of a pooler."`
+}
+
+// listen returns the settings of that connection, nil for those of the pool.
+func (f *listenFlags) listen(b *badSettings) *pgx.ConnConfig {
+	if f.ListenDatabaseURL == "" {
+		return nil
+	}
+	if config := parseURL(b, "FASTPUBSUB_LISTEN_DATABASE_URL", f.ListenDatabaseURL); config != nil {
+		return config.ConnConfig
+	}
+	return nil
+}
+
 // schema returns the name of the schema.
 func (f *databaseFlags) schema(b *badSettings) string {
 	if err := migrations.CheckSchemaName(f.DatabaseSchema); err != nil {
@@ -255,6 +272,7 @@ type apiSettings struct {
 	api                  httpapi.Config // without its Logger
 	subscriptionDefaults fastpubsub.SubscriptionSettings
 	tokens               fastpubsub.TokenSettings
+	listen               *pgx.ConnConfig // nil for the pool's
 	maintenance          bool
 	slotAge              time.Duration // 0 for the default
 	debug                bool          // serve /debug/pprof to this machine

@@ -14,7 +14,7 @@ import (
 )
 
 // Workloads are the names of what can be measured.
-var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics"}
+var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics", "receive", "receive-tx", "wake"}
 
 // Config says what to measure. Only Database is required.
 type Config struct {
@@ -150,4 +150,6 @@ func (c *Config) check() error {
 }
 
 // poolSize is a connection for everybody who works at the same time.
-func (c *Config) poolSize() int { return c.Publishers + c.Consumers + 1 } // 1 for maintenance
+func (c *Config) poolSize() int {
+	return max(c.Publishers+c.Consumers+1, receiveConcurrency+4) // 1 for maintenance; the others fetch, ack and poll
+}

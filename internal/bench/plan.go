@@ -61,6 +61,16 @@ func (c *Config) plan() []planned {
 				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch}},
 				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch, acked: true}},
 			}
+		case "receive":
+			w.phases = []plannedPhase{{phase: &receivePhase{backlog: c.Messages, publishBatch: c.PublishBatch}, versus: drainOne}}
+		case "receive-tx":
+			some := min(c.Messages, 20_000)
+			w.phases = []plannedPhase{{
+				phase:  &receivePhase{backlog: some, publishBatch: c.PublishBatch, tx: true},
+				versus: &insertPhase{transactions: some},
+			}}
+		case "wake":
+			w.phases = []plannedPhase{{phase: &wakePhase{}}, {phase: &wakePhase{otherProcess: true}}}
 		case "metrics":
 			backlog := 2 * c.Messages
 			w.phases = []plannedPhase{

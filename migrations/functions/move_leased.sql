@@ -2,7 +2,8 @@
 -- transaction, which may have any isolation level. It returns how many, NULL when there is no such subscription.
 --
 -- act says what becomes of them: 'retry' in `seconds`, or after the backoff if that is NULL, or dead when attempts are used
--- up; 'extend' by `seconds` from now; 'give back', due at once, with one attempt less.
+-- up; 'bury', dead at once; 'extend' by `seconds` from now; 'give back', due in `seconds`, or at once if that is NULL, with one
+-- attempt less.
 --
 -- Messages come as for ack. attempts[i] is the delivery that is meant: where it is not the current one, the message is
 -- passed over; 0 stands for any. So are messages whose lease has run out.
@@ -41,10 +42,10 @@ BEGIN
         RETURN NULL;
     END IF;
     new_state := CASE WHEN act = 'extend' THEN 'leased'
-                      WHEN act = 'retry' AND sub.max_delivery_attempts <= 1 THEN 'dead'
+                      WHEN act = 'bury' OR act = 'retry' AND sub.max_delivery_attempts <= 1 THEN 'dead'
                       ELSE 'available' END;
     new_next_at := now_at + make_interval(
-        secs => CASE act WHEN 'retry' THEN coalesce(seconds, sub.backoff_min_seconds) WHEN 'extend' THEN seconds ELSE 0 END);
+        secs => CASE act WHEN 'retry' THEN coalesce(seconds, sub.backoff_min_seconds) WHEN 'bury' THEN 0 ELSE coalesce(seconds, 0) END);
     new_dead_at := CASE WHEN new_state = 'dead' THEN now_at END;
 
     keys := {schema}.find_leases(sub.num, sub.slot, xids, los, his);
@@ -118,15 +119,15 @@ BEGIN
     IF due.tids IS NOT NULL THEN
         UPDATE {schema}.deliveries d
         SET state = CASE WHEN act = 'extend' THEN 'leased'
-                         WHEN act = 'retry' AND d.attempts >= sub.max_delivery_attempts THEN 'dead'
+                         WHEN act = 'bury' OR act = 'retry' AND d.attempts >= sub.max_delivery_attempts THEN 'dead'
                          ELSE 'available' END::{schema}.delivery_state,
             attempts = CASE act WHEN 'give back' THEN d.attempts - 1 ELSE d.attempts END,
             next_at = now_at + CASE act
-                WHEN 'extend' THEN make_interval(secs => seconds)
+                WHEN 'bury' THEN interval '0'
                 WHEN 'retry' THEN coalesce(make_interval(secs => seconds),
                     {schema}.backoff(d.attempts, sub.backoff_min_seconds, sub.backoff_max_seconds))
-                ELSE interval '0' END,
-            dead_at = CASE WHEN act = 'retry' AND d.attempts >= sub.max_delivery_attempts THEN now_at END,
+                ELSE make_interval(secs => coalesce(seconds, 0)) END,
+            dead_at = CASE WHEN act = 'bury' OR act = 'retry' AND d.attempts >= sub.max_delivery_attempts THEN now_at END,
             last_error = coalesce(error, d.last_error)
         WHERE d.ctid = ANY (due.tids);
         GET DIAGNOSTICS updated = ROW_COUNT;

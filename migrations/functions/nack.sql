@@ -2,8 +2,12 @@
 -- subscription's backoff if that is NULL, and is then delivered again, or it is dead if its attempts are used up. It returns
 -- how many; NULL means that there is no such subscription. attempts[i] is the delivery that is meant, 0 any; see
 -- move_leased.
+--
+-- act 'bury' makes them dead at once, whatever attempts are left; with 'give back' this delivery does not count as an attempt,
+-- and delay_seconds NULL is no delay.
 CREATE OR REPLACE FUNCTION {schema}.nack(
-    sub_id text, xids bigint[], los bigint[], his bigint[], attempts int[], delay_seconds int, error text) RETURNS bigint
+    sub_id text, xids bigint[], los bigint[], his bigint[], attempts int[], delay_seconds int, error text,
+    act text DEFAULT 'retry') RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
 SET enable_seqscan = off
@@ -17,5 +21,8 @@ BEGIN
     IF delay_seconds < 0 THEN
         RAISE EXCEPTION 'delay_seconds must be at least 0' USING ERRCODE = 'invalid_parameter_value';
     END IF;
-    RETURN {schema}.move_leased(sub_id, xids, los, his, attempts, 'retry', delay_seconds, error);
+    IF act IS NULL OR act NOT IN ('retry', 'bury', 'give back') THEN
+        RAISE EXCEPTION 'act must be retry, bury or give back' USING ERRCODE = 'invalid_parameter_value';
+    END IF;
+    RETURN {schema}.move_leased(sub_id, xids, los, his, attempts, act, delay_seconds, error);
 END $$;

@@ -1,0 +1,850 @@
+package fastpubsub
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math"
+	"math/rand/v2"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/fastpubsub/fastpubsub/store"
+)
+
+// ReceiveOptions say how [Broker.Receive] and [Broker.ReceiveTx] work. The zero ReceiveOptions are good ones.
+type ReceiveOptions struct {
+	// Consumer names who takes the messages, for people who look. 1 to 128 characters. Default the host's name and the
+	// number of the process.
+	Consumer string
+	// Concurrency is how many handlers run at once, 1 to 10,000. Default 16. Each of ReceiveTx needs a connection of the pool: there
+	// it must be less than those, and the default is half of them if that is less than 16.
+	Concurrency int
+	// MaxMessages is how many messages are held at most, with a handler or waiting for one. At least Concurrency. Default 1,000
+	// or twice the Concurrency, whichever is more. How many wait goes by how fast handlers are: those of about a quarter of
+	// a second.
+	MaxMessages int
+	// MaxBytes is how many bytes of payloads are held, in about: messages are taken by the size of those before. Default
+	// 64 MiB.
+	MaxBytes int
+	// AckDeadline is how long a message is out of reach for others after this process has died, in whole seconds from 1
+	// second to 12 hours. It is extended while a handler works. Default the subscription's.
+	AckDeadline time.Duration
+	// MaxHandling is how long a handler may work on a message. Then its context is cancelled and others get the message.
+	// Default 1 hour.
+	MaxHandling time.Duration
+	// ShutdownTimeout is how long handlers may go on after ctx has ended, before their contexts are cancelled. Default 10
+	// seconds.
+	ShutdownTimeout time.Duration
+}
+
+const (
+	defaultConcurrency = 16
+	maxConcurrency     = 10_000
+	aheadFor           = 250 * time.Millisecond // of handling, fetched ahead
+	rateWindow         = 5 * time.Millisecond   // at least
+	ackGather          = 5 * time.Millisecond
+	nackGather         = 20 * time.Millisecond
+	gatherEnough       = 256
+	callTimeout        = 30 * time.Second
+	finalTimeout       = 5 * time.Second // for the last acks, after the last handler
+	retryFrom          = 50 * time.Millisecond
+	retryUpTo          = 5 * time.Second
+)
+
+var (
+	// ErrLeaseLost is the cause of a handler's cancelled context when the message is no longer this consumer's: its ack
+	// deadline could not be extended, because the database was away for too long for example, or [ReceiveOptions].MaxHandling
+	// is over.
+	ErrLeaseLost = errors.New("the message is no longer with this consumer")
+	// ErrStopping is the cause of a handler's cancelled context when the shutdown has taken as long as it may.
+	ErrStopping = errors.New("the consumer is stopping")
+)
+
+// A Handler does what a message is for. If it returns nil, the message is acked; an error gives it back, to be delivered again
+// after the backoff, unless that is of [Permanent] or [Snooze]. A panic is an error with its stack. ctx has the values
+// of Receive's, and is cancelled with a cause, [ErrLeaseLost] or [ErrStopping].
+type Handler func(ctx context.Context, msg Message) error
+
+// A TxHandler does what a message is for in a transaction, which it must leave open. What it writes with tx and the ack are
+// committed together if it returns nil. The rest is as with [Handler].
+type TxHandler func(ctx context.Context, tx pgx.Tx, msg Message) error
+
+type permanentError struct{ err error }
+
+func (e *permanentError) Error() string { return e.err.Error() }
+func (e *permanentError) Unwrap() error { return e.err }
+
+// Permanent is for a handler's error that another attempt would not mend: the message becomes a dead letter at once. Permanent(nil)
+// is nil.
+func Permanent(err error) error {
+	if err == nil {
+		return nil
+	}
+	return &permanentError{err}
+}
+
+type snoozeError struct{ d time.Duration }
+
+func (e *snoozeError) Error() string { return fmt.Sprintf("snoozed for %v", e.d) }
+
+// Snooze is for a handler that cannot do its work yet: the message is delivered again after d, rounded up to whole seconds, at
+// most 366 days, and this delivery does not count as an attempt.
+func Snooze(d time.Duration) error { return &snoozeError{d} }
+
+// Decode is a Handler for payloads that [encoding/json] reads into a T. What it cannot read becomes a dead letter.
+func Decode[T any](handle func(ctx context.Context, v T, msg Message) error) Handler {
+	return func(ctx context.Context, msg Message) error {
+		v, err := decodePayload[T](msg)
+		if err != nil {
+			return err
+		}
+		return handle(ctx, v, msg)
+	}
+}
+
+// DecodeTx is Decode for ReceiveTx.
+func DecodeTx[T any](handle func(ctx context.Context, tx pgx.Tx, v T, msg Message) error) TxHandler {
+	return func(ctx context.Context, tx pgx.Tx, msg Message) error {
+		v, err := decodePayload[T](msg)
+		if err != nil {
+			return err
+		}
+		return handle(ctx, tx, v, msg)
+	}
+}
+
+func decodePayload[T any](msg Message) (v T, err error) {
+	if err := json.Unmarshal(msg.Payload, &v); err != nil {
+		return v, Permanent(fmt.Errorf("decode payload: %w", err))
+	}
+	return v, nil
+}
+
+// Receive hands the messages of a subscription to a handler, in as many goroutines as options say, until ctx ends. It takes
+// messages ahead of need, acks and nacks many at once behind the handlers, and extends ack deadlines while these work. A
+// message may be handled more than once, as after a crash; [Broker.ReceiveTx] is for effects that must not happen twice.
+//
+// When ctx ends it takes no more, gives back what no handler has begun with, which does not count as an attempt, waits for
+// the handlers, and cancels their contexts after options.ShutdownTimeout. What fails because of that is given back without
+// counting, too. It returns when all handlers have returned and their acks are sent: nil, or an error if some could not be.
+//
+// While the database is away it tries again, at longer and longer intervals, and logs that it does. It returns ErrNotFound if
+// there is no such subscription, or when it is deleted; an InvalidError for options out of range; ErrSchemaOutdated and
+// ErrBinaryOutdated.
+func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Handler, options ReceiveOptions) error {
+	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, false)
+	if err != nil {
+		return err
+	}
+	r.handle = func(ctx context.Context, it *item) error { return handle(ctx, it.msg) }
+	return r.run(ctx)
+}
+
+// ReceiveTx is Receive with a transaction for each message, that of [pgx.TxOptions]{}. It begins with the ack, then the handler
+// writes, and both are committed, or neither: what handlers write with tx happens exactly once for each message, whatever dies
+// at whatever moment. A second consumer can not commit the same message, and nobody waits for another message's handler. When a
+// handler returns an error, or its connection breaks, nothing that it wrote remains.
+//
+// While a handler works its message is out of reach for others, however long the ack deadline: until MaxHandling is over, or the
+// connection is gone. A handler must not use the pool for what belongs to the message, and whatever connections it
+// takes besides tx must be left over: the pool needs more than Concurrency.
+func (b *Broker) ReceiveTx(ctx context.Context, subscriptionID string, handle TxHandler, options ReceiveOptions) error {
+	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, true)
+	if err != nil {
+		return err
+	}
+	r.handle = func(ctx context.Context, it *item) error { return r.inTx(ctx, it, handle) }
+	return r.run(ctx)
+}
+
+// A receiver is one call of Receive or ReceiveTx.
+type receiver struct {
+	b        *Broker
+	id       string // of the subscription
+	options  ReceiveOptions
+	claim    store.Claim
+	deadline time.Duration
+	tx       bool
+	handle   func(ctx context.Context, it *item) error
+
+	handlers context.Context // what handlers' contexts come from
+	workers  sync.WaitGroup
+	stop     context.CancelCauseFunc // no more fetching
+
+	room    chan struct{} // something was taken from the queue
+	results chan struct{} // something is to be sent
+	enough  chan struct{} // much is
+
+	mu       sync.Mutex // protects the rest
+	nonEmpty *sync.Cond // of queue, or stopping
+	stopping bool
+	queue    []*item
+	running  map[*item]struct{}
+	bytes    int // of queue and running
+	average  int // bytes of a message; 0 before the first
+	lastTook int
+	finished int // since ratedAt
+	ratedAt  time.Time
+	rate     float64 // messages a second
+	acks     []ID
+	nacks    map[nackKind][]Delivery
+	pending  int // deliveries in nacks
+	oldest   time.Time
+}
+
+// An item is a message that is held.
+type item struct {
+	msg     Message
+	expires time.Time // not before
+	started time.Time
+	cancel  context.CancelCauseFunc
+	lost    bool
+}
+
+// nackKind is what nacks of one call have in common.
+type nackKind struct {
+	act   string
+	delay int // seconds; -1 for the backoff
+	text  string
+}
+
+func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o ReceiveOptions, noHandler, tx bool) (*receiver, error) {
+	var p problems
+	if noHandler {
+		p.add("handler", "missing", "must not be nil")
+	}
+	if o.Consumer == "" {
+		host, err := os.Hostname()
+		if err != nil {
+			host = "unknown"
+		}
+		o.Consumer = fmt.Sprintf("%.100s:%d", host, os.Getpid())
+	}
+	highest := maxConcurrency
+	if tx {
+		highest = min(highest, int(b.pool.Config().MaxConns)-1)
+	}
+	if o.Concurrency == 0 {
+		o.Concurrency = max(1, min(defaultConcurrency, (highest+1)/2))
+	}
+	checkRange(&p, "concurrency", o.Concurrency, 1, highest)
+	if o.MaxMessages == 0 {
+		o.MaxMessages = max(maxConsume, 2*o.Concurrency)
+	}
+	checkRange(&p, "max_messages", o.MaxMessages, o.Concurrency, math.MaxInt32)
+	if o.MaxBytes == 0 {
+		o.MaxBytes = 64 << 20
+	}
+	checkRange(&p, "max_bytes", o.MaxBytes, 1, math.MaxInt)
+	if o.MaxHandling == 0 {
+		o.MaxHandling = time.Hour
+	}
+	if o.ShutdownTimeout == 0 {
+		o.ShutdownTimeout = 10 * time.Second
+	}
+	if o.MaxHandling < 0 || o.ShutdownTimeout < 0 {
+		p.add("timeouts", "greater_than_equal", "must not be negative")
+	}
+	consume := ConsumeOptions{Consumer: o.Consumer, Max: 1, AckDeadline: o.AckDeadline, Single: tx}
+	claim, err := consume.check()
+	if invalid := (*InvalidError)(nil); errors.As(err, &invalid) {
+		p = append(p, invalid.Problems...)
+	}
+	if err := p.err(); err != nil {
+		return nil, fmt.Errorf("receive from %q: %w", subscriptionID, err)
+	}
+	claim.SubscriptionID = subscriptionID
+	r := &receiver{
+		b: b, id: subscriptionID, options: o, claim: claim, tx: tx,
+		room: make(chan struct{}, 1), results: make(chan struct{}, 1), enough: make(chan struct{}, 1),
+		running: map[*item]struct{}{}, nacks: map[nackKind][]Delivery{},
+	}
+	r.nonEmpty = sync.NewCond(&r.mu)
+	for retry := retryFrom; ; retry = min(2*retry, retryUpTo) {
+		sub, err := b.GetSubscription(ctx, subscriptionID)
+		if err == nil {
+			r.deadline = sub.AckDeadline
+			break
+		}
+		if fatal(err) || ctx.Err() != nil {
+			return nil, fmt.Errorf("receive: %w", err)
+		}
+		r.warn("subscription could not be read", err)
+		if err := sleep(ctx, retry/2+rand.N(retry)); err != nil {
+			return nil, fmt.Errorf("receive from %q: %w", subscriptionID, err)
+		}
+	}
+	if o.AckDeadline != 0 {
+		r.deadline = o.AckDeadline
+	}
+	n := seconds(r.deadline)
+	r.claim.AckDeadlineSeconds = &n
+	return r, nil
+}
+
+// fatal says that trying again will not help.
+func fatal(err error) bool {
+	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrSchemaOutdated) || errors.Is(err, ErrBinaryOutdated)
+}
+
+func (r *receiver) warn(what string, err error) {
+	r.b.logger.LogAttrs(context.Background(), slog.LevelWarn, what+", it will be tried again",
+		slog.String("subscription", r.id), slog.Any("error", err))
+}
+
+func nudge(c chan struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
+}
+
+func (r *receiver) run(ctx context.Context) error {
+	calls := context.WithoutCancel(ctx) // acks go on after ctx has ended
+	handlers, cancelHandlers := context.WithCancelCause(calls)
+	defer cancelHandlers(nil)
+	r.handlers = handlers
+	fetching, stop := context.WithCancelCause(ctx)
+	defer stop(nil)
+	r.stop = stop
+	claims, cancelClaims := context.WithCancel(calls)
+	defer cancelClaims()
+	sending, cancelSending := context.WithCancel(calls)
+	defer cancelSending()
+
+	for range r.options.Concurrency {
+		r.workers.Go(r.work)
+	}
+	handled, done := make(chan struct{}), make(chan struct{})
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		select {
+		case <-handled:
+			return
+		case <-fetching.Done():
+		}
+		timer := time.NewTimer(r.options.ShutdownTimeout)
+		defer timer.Stop()
+		select {
+		case <-handled:
+		case <-timer.C:
+			cancelClaims()
+			cancelHandlers(ErrStopping)
+		}
+	})
+	wg.Go(func() { r.keep(sending, handled) })
+	var unsent int
+	var sendErr error
+	wg.Go(func() {
+		defer close(done)
+		unsent, sendErr = r.send(sending, handled)
+	})
+
+	err := r.fetch(fetching, claims)
+	if err != nil {
+		stop(err)
+	}
+	r.giveBackQueue()
+	r.workers.Wait()
+	close(handled)
+	timer := time.AfterFunc(finalTimeout, cancelSending)
+	defer timer.Stop()
+	<-done
+	wg.Wait()
+	if err == nil && ctx.Err() == nil {
+		err = context.Cause(fetching)
+	}
+	if unsent > 0 {
+		err = errors.Join(err, fmt.Errorf("%d acks and nacks were not sent, these messages come again: %w", unsent, sendErr))
+	}
+	if err != nil {
+		return fmt.Errorf("receive from %q: %w", r.id, err)
+	}
+	return nil
+}
+
+// fetch takes messages until ctx ends, with claims for the calls, which are not to be cancelled as long as it can be helped: what they
+// took would be lost to the others until its ack deadline.
+func (r *receiver) fetch(ctx, claims context.Context) error {
+	m := r.b.waits.join(r.id)
+	defer m.leave()
+	retry := retryFrom
+	for ctx.Err() == nil {
+		claim := r.claim
+		if claim.Max = r.wanted(); claim.Max == 0 {
+			select {
+			case <-r.room:
+			case <-ctx.Done():
+			}
+			continue
+		}
+		began := time.Now()
+		msgs, more, err := r.b.claim(claims, claim)
+		switch {
+		case errors.Is(err, ErrBusy):
+			_ = sleep(ctx, busyPause/2+rand.N(busyPause))
+			continue
+		case err != nil && fatal(err):
+			return err
+		case err != nil:
+			if ctx.Err() == nil {
+				r.warn("messages could not be taken", err)
+			}
+			_ = sleep(ctx, retry/2+rand.N(retry))
+			retry = min(2*retry, retryUpTo)
+			continue
+		}
+		retry = retryFrom
+		if more {
+			continue
+		}
+		m.claimed(len(msgs), claim.Max)
+		if len(msgs) > 0 {
+			r.add(msgs, began.Add(r.deadline))
+			continue
+		}
+		_, _ = m.wait(ctx, claim.Max, time.Hour)
+	}
+	return nil
+}
+
+// wanted is how many messages to take now: for handlers that have nothing to do, and some ahead.
+func (r *receiver) wanted() int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if elapsed := time.Since(r.ratedAt); elapsed >= rateWindow {
+		r.rate = (r.rate + float64(r.finished)/elapsed.Seconds()) / 2
+		r.finished, r.ratedAt = 0, time.Now()
+	}
+	ahead := int(min(math.Ceil(r.rate*aheadFor.Seconds()), float64(r.options.MaxMessages)))
+	target := r.options.Concurrency - len(r.running) + ahead
+	if len(r.queue) > target/2 || len(r.acks)+r.pending >= maxAckIDs {
+		return 0
+	}
+	n := min(target-len(r.queue), maxConsume, r.options.MaxMessages-len(r.queue)-len(r.running))
+	if r.average > 0 {
+		n = min(n, (r.options.MaxBytes-r.bytes)/r.average)
+	}
+	n = min(n, max(2*r.lastTook, r.options.Concurrency)) // until it is known how large they are
+	if n <= 0 && len(r.queue)+len(r.running) == 0 {
+		n = 1 // larger than all that may be held
+	}
+	return max(n, 0)
+}
+
+// add puts messages into the queue.
+func (r *receiver) add(msgs []Message, expires time.Time) {
+	items := make([]item, len(msgs))
+	size := 0
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for i := range msgs {
+		items[i].msg, items[i].expires = msgs[i], expires
+		size += len(msgs[i].Payload)
+		r.queue = append(r.queue, &items[i])
+	}
+	r.bytes += size
+	r.average = max(size/len(msgs), 1)
+	r.lastTook = len(msgs)
+	if len(msgs) > 1 {
+		r.nonEmpty.Broadcast()
+	} else {
+		r.nonEmpty.Signal()
+	}
+}
+
+// giveBackQueue gives back what no handler has begun with, and lets workers end.
+func (r *receiver) giveBackQueue() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.stopping = true
+	for _, it := range r.queue {
+		r.giveBack(it)
+	}
+	r.queue = nil
+	r.nonEmpty.Broadcast()
+}
+
+func (r *receiver) giveBack(it *item) {
+	r.bytes -= len(it.msg.Payload)
+	r.nack(it, nackKind{act: store.GiveBack, delay: -1})
+}
+
+func (r *receiver) nack(it *item, kind nackKind) {
+	r.nacks[kind] = append(r.nacks[kind], it.msg.Delivery)
+	r.pending++
+	r.resulted(r.pending)
+}
+
+// resulted tells that there is something to send.
+func (r *receiver) resulted(n int) {
+	if r.oldest.IsZero() {
+		r.oldest = time.Now()
+		nudge(r.results)
+	}
+	if n >= gatherEnough {
+		nudge(r.enough)
+	}
+}
+
+// work is a goroutine that handles messages.
+func (r *receiver) work() {
+	for {
+		it, ctx := r.next()
+		if it == nil {
+			return
+		}
+		r.handleOne(ctx, it)
+	}
+}
+
+func (r *receiver) next() (*item, context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for len(r.queue) == 0 {
+		if r.stopping {
+			return nil, nil
+		}
+		r.nonEmpty.Wait()
+	}
+	it := r.queue[0]
+	r.queue[0] = nil
+	r.queue = r.queue[1:]
+	it.started = time.Now()
+	ctx, cancel := context.WithCancelCause(r.handlers)
+	it.cancel = cancel
+	r.running[it] = struct{}{}
+	nudge(r.room)
+	return it, ctx
+}
+
+// errExited means that a handler ended its goroutine, as testing's FailNow does.
+var errExited = errors.New("the handler called runtime.Goexit")
+
+func (r *receiver) handleOne(ctx context.Context, it *item) {
+	err := errExited
+	defer func() {
+		if v := recover(); v != nil {
+			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
+		}
+		r.settle(ctx, it, err)
+		if errors.Is(err, errExited) {
+			r.workers.Go(r.work)
+		}
+	}()
+	err = r.handle(ctx, it)
+}
+
+// What ReceiveTx has to say instead of nil.
+var (
+	errCommitted = errors.New("acked and committed")
+	errNotOurs   = errors.New("acked by somebody else, or with them")
+	errNotBegun  = errors.New("no transaction")
+)
+
+// settle does what a handler's error says.
+func (r *receiver) settle(ctx context.Context, it *item, err error) {
+	stopped := errors.Is(context.Cause(ctx), ErrStopping) && (errors.Is(err, context.Canceled) || errors.Is(err, ErrStopping))
+	it.cancel(nil)
+	var snooze *snoozeError
+	var permanent *permanentError
+	r.mu.Lock()
+	delete(r.running, it)
+	r.finished++
+	lost := it.lost
+	nudge(r.room)
+	switch {
+	case err == nil: // if it is late: somebody has done the work
+		r.bytes -= len(it.msg.Payload)
+		r.acks = append(r.acks, it.msg.ID)
+		r.resulted(len(r.acks))
+	case errors.Is(err, errCommitted), errors.Is(err, errNotOurs), lost:
+		r.bytes -= len(it.msg.Payload)
+	case stopped, errors.Is(err, errNotBegun):
+		r.giveBack(it)
+	case errors.As(err, &snooze):
+		r.bytes -= len(it.msg.Payload)
+		r.nack(it, nackKind{act: store.GiveBack, delay: wholeSeconds(snooze.d)})
+	case errors.As(err, &permanent):
+		r.bytes -= len(it.msg.Payload)
+		r.nack(it, nackKind{act: store.Bury, delay: -1, text: err.Error()})
+	default:
+		r.bytes -= len(it.msg.Payload)
+		r.nack(it, nackKind{act: store.Retry, delay: -1, text: err.Error()})
+	}
+	r.mu.Unlock()
+	if err != nil && snooze == nil && !stopped && !errors.Is(err, errCommitted) && !errors.Is(err, errNotOurs) && !errors.Is(err, errNotBegun) {
+		r.b.logger.LogAttrs(ctx, slog.LevelWarn, "handler failed", slog.String("subscription", r.id), slog.String("message", it.msg.ID.String()),
+			slog.Int("attempt", it.msg.DeliveryAttempts), slog.Bool("permanent", permanent != nil), slog.Bool("lease_lost", lost), slog.Any("error", err))
+	}
+}
+
+func wholeSeconds(d time.Duration) int {
+	if d <= 0 {
+		return 0
+	}
+	return int(min((d-1)/time.Second+1, maxDelaySeconds))
+}
+
+// keep extends the ack deadlines of what handlers work on, gives back what has waited for one for too long, and cancels handlers
+// that have lost their message. It goes on until all handlers have returned.
+func (r *receiver) keep(ctx context.Context, handled <-chan struct{}) {
+	ticker := time.NewTicker(min(max(r.deadline/8, 100*time.Millisecond), 5*time.Second))
+	defer ticker.Stop()
+	for {
+		select {
+		case <-handled:
+			return
+		case <-ticker.C:
+		}
+		extend := r.expiring(time.Now())
+		if len(extend) == 0 {
+			continue
+		}
+		if err := r.extend(ctx, extend); err != nil && !fatal(err) {
+			r.warn("ack deadlines could not be extended", err)
+		}
+	}
+}
+
+// expiring looks after all that is held and returns what is to be extended.
+func (r *receiver) expiring(now time.Time) (extend []*item) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.queue = slices.DeleteFunc(r.queue, func(it *item) bool {
+		soon := it.expires.Sub(now) < r.deadline/3
+		if soon {
+			r.giveBack(it)
+		}
+		return soon
+	})
+	for it := range r.running {
+		over := now.Sub(it.started) >= r.options.MaxHandling
+		switch {
+		case it.lost:
+		case over && r.tx, !now.Before(it.expires) && !r.tx: // it has a row locked, else
+			it.lost = true
+			it.cancel(ErrLeaseLost)
+		case !over && !r.tx && it.expires.Sub(now) < r.deadline/2:
+			extend = append(extend, it)
+		}
+	}
+	return extend
+}
+
+// extend gives items another ack deadline. Those that do not get it are lost.
+func (r *receiver) extend(ctx context.Context, items []*item) error {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	all := make([]Delivery, len(items))
+	for i, it := range items {
+		all[i] = it.msg.Delivery
+	}
+	began := time.Now()
+	n, err := r.b.Extend(ctx, r.id, all, r.deadline)
+	if err != nil {
+		return err
+	}
+	if n < len(items) && len(items) > 1 { // which of them?
+		for _, it := range items {
+			if err := r.extend(ctx, []*item{it}); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, it := range items {
+		if _, running := r.running[it]; !running {
+			continue
+		}
+		if n < len(items) {
+			it.lost = true
+			it.cancel(ErrLeaseLost)
+		} else {
+			it.expires = began.Add(r.deadline)
+		}
+	}
+	return nil
+}
+
+// send acks and nacks, many at once, until all handlers have returned and everything is sent. It returns how many were not when ctx
+// ended.
+func (r *receiver) send(ctx context.Context, handled <-chan struct{}) (unsent int, err error) {
+	retry := retryFrom
+	last := false
+	for {
+		if !last {
+			select {
+			case <-r.results:
+				last = r.gather(handled)
+			case <-handled:
+				last = true
+			}
+		}
+		acks, nacks := r.takeResults(last)
+		if len(acks) == 0 && len(nacks) == 0 {
+			if last {
+				return 0, nil
+			}
+			continue
+		}
+		acked, err := r.sendOnce(ctx, acks, nacks)
+		if err == nil {
+			retry = retryFrom
+			nudge(r.room)
+			continue
+		}
+		if acked {
+			acks = nil
+		}
+		r.putBack(acks, nacks)
+		if ctx.Err() != nil || errors.Is(err, ErrNotFound) {
+			r.mu.Lock()
+			unsent := len(r.acks) + r.pending
+			r.mu.Unlock()
+			r.stop(err)
+			if errors.Is(err, ErrNotFound) { // nobody misses them
+				<-handled
+				return 0, nil
+			}
+			return unsent, err
+		}
+		r.warn("acks could not be sent", err)
+		_ = sleep(ctx, retry/2+rand.N(retry))
+		retry = min(2*retry, retryUpTo)
+	}
+}
+
+// gather waits a moment for more.
+func (r *receiver) gather(handled <-chan struct{}) (last bool) {
+	timer := time.NewTimer(ackGather)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+	case <-r.enough:
+	case <-handled:
+		return true
+	}
+	return false
+}
+
+// takeResults takes what is to be sent now. Nacks wait somewhat longer than acks, to be more.
+func (r *receiver) takeResults(all bool) ([]ID, map[nackKind][]Delivery) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	n := min(len(r.acks), maxAckIDs)
+	acks := r.acks[:n:n]
+	if r.acks = r.acks[n:]; len(r.acks) == 0 {
+		r.acks = nil
+	}
+	var nacks map[nackKind][]Delivery
+	if r.pending > 0 && (all || r.pending >= gatherEnough || time.Since(r.oldest) >= nackGather) {
+		nacks = r.nacks
+		r.nacks, r.pending = map[nackKind][]Delivery{}, 0
+	}
+	if r.pending == 0 {
+		r.oldest = time.Time{}
+	}
+	if len(r.acks)+r.pending > 0 {
+		nudge(r.results)
+	}
+	return acks, nacks
+}
+
+func (r *receiver) putBack(acks []ID, nacks map[nackKind][]Delivery) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.acks = append(acks, r.acks...)
+	for kind, deliveries := range nacks {
+		r.nacks[kind] = append(r.nacks[kind], deliveries...)
+		r.pending += len(deliveries)
+	}
+	if len(r.acks)+r.pending > 0 {
+		r.oldest = time.Now()
+		nudge(r.results)
+	}
+}
+
+func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[nackKind][]Delivery) (acked bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, callTimeout)
+	defer cancel()
+	if len(acks) > 0 {
+		if _, err := r.b.Ack(ctx, r.id, acks); err != nil {
+			return false, err
+		}
+	}
+	if len(nacks) == 0 {
+		return true, nil
+	}
+	var all []store.Nack
+	for kind, deliveries := range nacks {
+		n := store.Nack{Ranges: ranges(deliveries), Error: errorText(kind.text), Act: kind.act}
+		if kind.delay >= 0 {
+			n.DelaySeconds = &kind.delay
+		}
+		all = append(all, n)
+	}
+	slices.SortFunc(all, func(a, b store.Nack) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
+	if err := r.b.store.NackAll(ctx, r.b.pool, r.id, all); err != nil {
+		return true, err
+	}
+	r.b.changed(r.id)
+	return true, nil
+}
+
+// inTx handles a message in a transaction that begins with its ack.
+func (r *receiver) inTx(ctx context.Context, it *item, handle TxHandler) (err error) {
+	tx, err := r.begin(ctx, it)
+	if err != nil {
+		return err
+	}
+	announced := &announcedTx{Tx: tx, b: r.b}
+	defer func() { // after a panic, too
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), notifyTimeout)
+		defer cancel()
+		_ = tx.Rollback(ctx) // pgx.ErrTxClosed after a commit; what else goes wrong closes the connection
+	}()
+	if err := handle(ctx, announced, it.msg); err != nil {
+		return err
+	}
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
+	// Whether a commit that is cut off has happened nobody knows, and the nack that follows does nothing if it has.
+	commit, cancel := context.WithTimeout(context.WithoutCancel(ctx), callTimeout)
+	defer cancel()
+	if err := tx.Commit(commit); err != nil {
+		return fmt.Errorf("commit: %w", err)
+	}
+	announced.committed()
+	return errCommitted
+}
+
+// begin begins a transaction with the ack, which locks the message until the end.
+func (r *receiver) begin(ctx context.Context, it *item) (tx pgx.Tx, err error) {
+	tx, err = r.b.pool.BeginTx(ctx, pgx.TxOptions{})
+	if err == nil {
+		var n int
+		if n, err = r.b.AckTx(ctx, tx, r.id, []ID{it.msg.ID}); err == nil && n == 1 {
+			return tx, nil
+		}
+		if rollbackErr := tx.Rollback(context.WithoutCancel(ctx)); err == nil && rollbackErr == nil {
+			return nil, errNotOurs
+		}
+	}
+	if ctx.Err() == nil {
+		r.warn("a transaction could not be begun", err)
+		_ = sleep(ctx, retryFrom+rand.N(retryUpTo/5))
+	}
+	return nil, errNotBegun
+}
