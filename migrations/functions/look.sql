@@ -50,10 +50,10 @@ BEGIN
     CROSS JOIN LATERAL (
         -- The slots of cursors fill in order, so the newest of the current slot is the newest of all.
         SELECT n.* FROM (
-            (SELECT c.xid, c.seq, c.late_xids, c.swept_to, c.due_to
+            (SELECT c.xid, c.seq, c.late_xids, c.swept_to, c.due_to, c.full_at
              FROM {schema}.cursors c WHERE c.sub = s.num AND c.slot = current ORDER BY c.gen DESC LIMIT 1)
             UNION ALL
-            (SELECT c.xid, c.seq, c.late_xids, c.swept_to, c.due_to
+            (SELECT c.xid, c.seq, c.late_xids, c.swept_to, c.due_to, c.full_at
              FROM {schema}.cursors c WHERE c.sub = s.num ORDER BY c.gen DESC LIMIT 1)
         ) n LIMIT 1
     ) c
@@ -63,10 +63,10 @@ BEGIN
              WHERE l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to
              ORDER BY l.deadline LIMIT 1),
             (SELECT d.next_at FROM {schema}.deliveries d
-             WHERE d.sub = s.num AND d.next_at >= {schema}.due_from(c.due_to, now_at) AND d.state IN ('available', 'expired')
+             WHERE d.sub = s.num AND d.next_at >= {schema}.due_from(c.due_to, c.full_at, now_at) AND d.state IN ('available', 'expired')
              ORDER BY d.next_at LIMIT 1),
             (SELECT d.next_at FROM {schema}.deliveries d
-             WHERE d.sub = s.num AND d.next_at >= {schema}.due_from(c.due_to, now_at) AND d.state = 'leased'
+             WHERE d.sub = s.num AND d.next_at >= {schema}.due_from(c.due_to, c.full_at, now_at) AND d.state = 'leased'
              ORDER BY d.next_at LIMIT 1)
         ) AS due_at
     ) l;
