@@ -49,6 +49,9 @@ type Config struct {
 	// broker takes.
 	PublishMaxMessages int
 
+	// DisableDocs leaves out /openapi.json and the pages that show it, /docs and /redoc.
+	DisableDocs bool
+
 	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
 }

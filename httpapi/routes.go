@@ -17,7 +17,7 @@ type route struct {
 }
 
 func (a *API) routes() []route {
-	return []route{
+	return append([]route{
 		{http.MethodPost, "/topics", "topic", a.createTopic},
 		{http.MethodGet, "/topics", "topic", a.listTopics},
 		{http.MethodGet, "/topics/:id", "topic", a.getTopic},
@@ -38,7 +38,7 @@ func (a *API) routes() []route {
 
 		{http.MethodGet, "/liveness", "", a.liveness},
 		{http.MethodGet, "/readiness", "", a.readiness},
-	}
+	}, a.docsRoutes()...)
 }
 
 const consumePattern = "/subscriptions/:id/messages"
