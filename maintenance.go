@@ -82,6 +82,14 @@ type Freed struct {
 	Waiting int   // slots that nothing needs, but that an older transaction may look into, or has a lock on
 }
 
+// A MaintenancePass is what one pass of [Broker.Run] did.
+type MaintenancePass struct {
+	Stuck Stuck
+	Freed Freed
+	Took  time.Duration
+	Err   error // of what failed; the rest was done all the same
+}
+
 // CleanupAcked gives the space of messages back that all subscriptions have acked. It does by one call what [Broker.Run] does
 // all the time, for those who call it from cron: a slot of the log is left when it has been written to for olderThan (or
 // is large), and is emptied when nothing in it is needed, at this call or the next. It works in small steps: emptying a slot
@@ -149,6 +157,7 @@ func (b *Broker) Run(ctx context.Context) error {
 }
 
 func (b *Broker) pass(ctx context.Context) error {
+	start := time.Now()
 	stuck, stuckErr := b.CleanupStuck(ctx)
 	if stuck != (Stuck{}) {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
@@ -159,7 +168,11 @@ func (b *Broker) pass(ctx context.Context) error {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "acked messages cleaned up", slog.Int64("freed_bytes", freed.Bytes),
 			slog.Int("slots_emptied", freed.Slots), slog.Int("spilled_messages", freed.Spilled))
 	}
-	return errors.Join(stuckErr, err)
+	err = errors.Join(stuckErr, err)
+	if b.onMaintenance != nil && ctx.Err() == nil {
+		b.onMaintenance(MaintenancePass{Stuck: stuck, Freed: freed, Took: time.Since(start), Err: err})
+	}
+	return err
 }
 
 // rings are in the order in which they are looked after: what holds a lease may move from it to deliveries.

@@ -96,6 +96,9 @@ type Config struct {
 	// Maintenance is how [Broker.Run] and [Broker.CleanupAcked] give space back.
 	Maintenance MaintenanceSettings
 
+	// OnMaintenance, if it is set, is called by [Broker.Run] after each pass with what that did: for metrics. Run waits for it.
+	OnMaintenance func(MaintenancePass)
+
 	// Logger gets what happens in Run. Default slog.Default().
 	Logger *slog.Logger
 }
@@ -115,8 +118,9 @@ type Broker struct {
 	group    *group
 	checked  atomic.Bool // the schema's version, once it was found good
 
-	maintenance MaintenanceSettings
-	logger      *slog.Logger
+	maintenance   MaintenanceSettings
+	onMaintenance func(MaintenancePass) // may be nil
+	logger        *slog.Logger
 }
 
 // New returns a Broker that works on pool, which stays the caller's: it is never closed, and its settings, query mode
@@ -150,7 +154,7 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	}
 	b := &Broker{
 		pool: pool, store: store.New(config.Schema), defaults: defaults,
-		maintenance: config.Maintenance.orDefaults(), logger: config.Logger,
+		maintenance: config.Maintenance.orDefaults(), onMaintenance: config.OnMaintenance, logger: config.Logger,
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)

@@ -8,6 +8,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
+
 	"github.com/fastpubsub/fastpubsub"
 )
 
@@ -49,6 +51,13 @@ type Config struct {
 	// broker takes.
 	PublishMaxMessages int
 
+	// Registerer gets the metrics of the API: README.md lists them. New panics if it has such metrics already, those of
+	// another API for example; prometheus.WrapRegistererWith tells two apart. Default: a registry for this API alone.
+	Registerer prometheus.Registerer
+
+	// Gatherer is what GET /metrics shows. Default: the Registerer, if it is a registry, else prometheus.DefaultGatherer.
+	Gatherer prometheus.Gatherer
+
 	// DisableDocs leaves out /openapi.json and the pages that show it, /docs and /redoc.
 	DisableDocs bool
 
@@ -78,6 +87,9 @@ type API struct {
 	config  Config
 	handler http.Handler
 
+	requests   *requestMetrics
+	exposition http.Handler // of GET /metrics
+
 	endWaits sync.Once
 	stopping chan struct{} // closed by EndWaits
 }
@@ -97,6 +109,7 @@ func New(broker Broker, config Config) *API {
 		config.AckMaxIDs = defaultAckMaxIDs
 	}
 	a := &API{broker: broker, config: config, stopping: make(chan struct{})}
+	a.registerMetrics()
 	a.handler = a.chain(a.router())
 	return a
 }

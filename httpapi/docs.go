@@ -28,20 +28,27 @@ var openAPIDocument []byte
 //go:embed docs/*.html docs/*.css docs/*.js docs/*.js.gz
 var docsFiles embed.FS
 
-// docsPolicy lets the pages load and ask what this server has, and nothing else. Both put their styles into the page while
-// they run, in elements and attributes whose text nobody can foresee, so inline styles are allowed; inline scripts are not.
-const docsPolicy = "default-src 'none'; script-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; " +
-	"connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+// docsPolicy lets the pages load and ask what this server has, and nothing else, and run no script that is in the page.
+const (
+	docsPolicy = docsPolicyStart + "style-src 'self'"
+
+	// ReDoc puts its styles into the page while it runs: nobody can foresee their text, and it stops without them.
+	redocPolicy = docsPolicyStart + "style-src 'self' 'unsafe-inline'"
+
+	docsPolicyStart = "default-src 'none'; script-src 'self'; img-src 'self' data:; connect-src 'self'; base-uri 'none'; " +
+		"form-action 'none'; frame-ancestors 'none'; "
+)
 
 // A docsFile is something that never changes while the process runs.
 type docsFile struct {
 	contentType string
 	gzipped     []byte
 	etag        string
+	policy      string // of a page, for what it may load
 }
 
 func newDocsFile(name string, gzipped []byte) docsFile {
-	return docsFile{contentTypes[path.Ext(name)], gzipped, `W/"` + hashOf(gzipped) + `"`}
+	return docsFile{contentTypes[path.Ext(name)], gzipped, `W/"` + hashOf(gzipped) + `"`, docsPolicy}
 }
 
 // contentTypes are not the system's, which differ.
@@ -104,6 +111,7 @@ var loadDocs = sync.OnceValue(func() *docs {
 		return newDocsFile(name, compress(text.Bytes()))
 	}
 	d.swagger, d.redoc = page("swagger.html"), page("redoc.html")
+	d.redoc.policy = redocPolicy
 	return d
 })
 
@@ -157,7 +165,7 @@ func (f docsFile) serve(w http.ResponseWriter, r *http.Request, cacheControl str
 	h.Set("Etag", f.etag)
 	h.Set("Vary", "Accept-Encoding")
 	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", docsPolicy)
+	h.Set("Content-Security-Policy", f.policy)
 	h.Set("Referrer-Policy", "no-referrer")
 	if hasToken(r.Header["If-None-Match"], func(tag string) bool {
 		return tag == "*" || strings.TrimPrefix(tag, "W/") == strings.TrimPrefix(f.etag, "W/")

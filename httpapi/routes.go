@@ -38,6 +38,7 @@ func (a *API) routes() []route {
 
 		{http.MethodGet, "/liveness", "", a.liveness},
 		{http.MethodGet, "/readiness", "", a.readiness},
+		{http.MethodGet, "/metrics", "", a.prometheus},
 	}, a.docsRoutes()...)
 }
 
@@ -75,8 +76,12 @@ func (a *API) router() http.Handler {
 
 // serve runs a route's handler and answers with its error, if it returns one.
 func (a *API) serve(rt route) http.Handler {
+	path := pathLabel(rt.pattern)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		infoOf(r).route = rt.pattern
+		inProgress := a.requests.inProgress.WithLabelValues(r.Method, path)
+		inProgress.Inc()
+		defer inProgress.Dec()
 		if err := rt.handle(w, r); err != nil {
 			a.fail(w, r, rt, err)
 		}

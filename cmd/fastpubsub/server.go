@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/httpapi"
@@ -66,17 +68,24 @@ const (
 // their empty answer at once. It returns nil after that, and an error if requests had to be cut off or the server could
 // not go on. It calls ready, unless that is nil, with the address that it listens on.
 func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger *slog.Logger, ready func(address string)) error {
-	broker, err := fastpubsub.New(pool, fastpubsub.Config{
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	brokerConfig := fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
 		Maintenance:          fastpubsub.MaintenanceSettings{SlotAge: settings.slotAge},
 		Logger:               logger,
-	})
+	}
+	if settings.maintenance {
+		brokerConfig.OnMaintenance = httpapi.MaintenanceMetrics(registry)
+	}
+	broker, err := fastpubsub.New(pool, brokerConfig)
 	if err != nil {
 		return err
 	}
 	apiConfig := settings.api
 	apiConfig.Logger = logger
+	apiConfig.Registerer = registry
 	api := httpapi.New(broker, apiConfig)
 
 	requests, cancelRequests := context.WithCancel(context.WithoutCancel(ctx))

@@ -43,6 +43,17 @@ func (b *badSettings) integer(variable, value string, lowest, highest int) int {
 	return n
 }
 
+func (b *badSettings) boolean(variable, value string) bool {
+	switch strings.ToLower(value) {
+	case "true", "1":
+		return true
+	case "false", "0":
+		return false
+	}
+	b.add(variable, "must be true or false, not %q", value)
+	return false
+}
+
 func (b *badSettings) seconds(variable, value string, highest int) time.Duration {
 	return time.Duration(b.integer(variable, value, 1, highest)) * time.Second
 }
@@ -68,6 +79,7 @@ type apiFlags struct {
 	APIHost            string `name:"api-host" env:"FASTPUBSUB_API_HOST" default:"0.0.0.0" help:"The address to listen on."`
 	APIPort            string `name:"api-port" env:"FASTPUBSUB_API_PORT" default:"8000" help:"The port to listen on; 0 for any free one."`
 	APIMaxBodyBytes    string `name:"api-max-body-bytes" env:"FASTPUBSUB_API_MAX_BODY_BYTES" default:"16777216" help:"The largest request body."`
+	APIDocsEnabled     string `name:"api-docs-enabled" env:"FASTPUBSUB_API_DOCS_ENABLED" default:"true" help:"Whether /docs, /redoc and /openapi.json are there, true or false."`
 	PublishMaxMessages string `env:"FASTPUBSUB_PUBLISH_MAX_MESSAGES" default:"10000" help:"Messages in one publish request, at most."`
 	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one request to ack, nack, extend or reprocess, at most."`
 }
@@ -94,14 +106,7 @@ type maintenanceFlags struct {
 
 // enabled says whether the server does maintenance.
 func (f *maintenanceFlags) enabled(b *badSettings) bool {
-	switch strings.ToLower(f.MaintenanceEnabled) {
-	case "true", "1":
-		return true
-	case "false", "0":
-		return false
-	}
-	b.add("FASTPUBSUB_MAINTENANCE_ENABLED", "must be true or false, not %q", f.MaintenanceEnabled)
-	return false
+	return b.boolean("FASTPUBSUB_MAINTENANCE_ENABLED", f.MaintenanceEnabled)
 }
 
 // schema returns the name of the schema.
@@ -190,6 +195,7 @@ func (f *apiFlags) settings(b *badSettings) apiSettings {
 			MaxBodyBytes:       int64(b.integer("FASTPUBSUB_API_MAX_BODY_BYTES", f.APIMaxBodyBytes, 1, 64<<20)),
 			PublishMaxMessages: b.integer("FASTPUBSUB_PUBLISH_MAX_MESSAGES", f.PublishMaxMessages, 1, 10_000),
 			AckMaxIDs:          b.integer("FASTPUBSUB_ACK_MAX_IDS", f.AckMaxIDs, 1, 10_000),
+			DisableDocs:        !b.boolean("FASTPUBSUB_API_DOCS_ENABLED", f.APIDocsEnabled),
 		},
 	}
 }
