@@ -19,6 +19,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"runtime"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -30,11 +31,12 @@ import (
 
 // These errors are returned, wrapped with the ids involved, by the methods of [Broker].
 var (
-	// ErrNotFound means that the topic or subscription named does not exist.
+	// ErrNotFound means that the topic, subscription or client named does not exist.
 	ErrNotFound = store.ErrNotFound
 	// ErrExists means that the id is taken.
 	ErrExists = store.ErrExists
-	// ErrBusy means that other calls held a subscription for more than a second; nothing was done. Try again.
+	// ErrBusy means that other calls held a subscription for more than a second, or that more secrets of clients were to be
+	// checked than can be in 5 seconds; nothing was done. Try again.
 	ErrBusy = store.ErrBusy
 	// ErrSchemaOutdated means that the schema is missing or older than this code: migrate it.
 	ErrSchemaOutdated = store.ErrSchemaOutdated
@@ -99,7 +101,10 @@ type Config struct {
 	// OnMaintenance, if it is set, is called by [Broker.Run] after each pass with what that did: for metrics. Run waits for it.
 	OnMaintenance func(MaintenancePass)
 
-	// Logger gets what happens in Run. Default slog.Default().
+	// Tokens is how [Broker.IssueToken] makes tokens. Without a key there are none.
+	Tokens TokenSettings
+
+	// Logger gets what happens in Run, and stored hashes that cannot be used. Default slog.Default().
 	Logger *slog.Logger
 }
 
@@ -120,6 +125,8 @@ type Broker struct {
 
 	maintenance   MaintenanceSettings
 	onMaintenance func(MaintenancePass) // may be nil
+	tokens        TokenSettings
+	hasher        *hasher
 	logger        *slog.Logger
 }
 
@@ -146,6 +153,7 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	})
 	defaults.check(&p)
 	config.Maintenance.check(&p)
+	config.Tokens.check(&p)
 	if err := p.err(); err != nil {
 		return nil, fmt.Errorf("fastpubsub config: %w", err)
 	}
@@ -154,7 +162,8 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 	}
 	b := &Broker{
 		pool: pool, store: store.New(config.Schema), defaults: defaults,
-		maintenance: config.Maintenance.orDefaults(), onMaintenance: config.OnMaintenance, logger: config.Logger,
+		maintenance: config.Maintenance.orDefaults(), onMaintenance: config.OnMaintenance,
+		tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))), logger: config.Logger,
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)

@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -34,6 +35,14 @@ type Broker interface {
 	DeadLetters(ctx context.Context, subscriptionID string, options fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error)
 	Reprocess(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)
 	Metrics(ctx context.Context, subscriptionID string) (fastpubsub.Metrics, error)
+
+	CreateClient(ctx context.Context, c fastpubsub.NewClient) (fastpubsub.Client, fastpubsub.Secret, error)
+	GetClient(ctx context.Context, id uuid.UUID) (fastpubsub.Client, error)
+	ListClients(ctx context.Context, options fastpubsub.ListOptions) ([]fastpubsub.Client, error)
+	UpdateClient(ctx context.Context, id uuid.UUID, update fastpubsub.ClientUpdate) (fastpubsub.Client, error)
+	DeleteClient(ctx context.Context, id uuid.UUID) error
+	IssueToken(ctx context.Context, clientID string, secret fastpubsub.Secret, scopes fastpubsub.Scopes) (fastpubsub.Token, error)
+	CheckToken(ctx context.Context, token fastpubsub.Secret) (fastpubsub.Caller, error)
 
 	Check(ctx context.Context) error
 }
@@ -63,6 +72,11 @@ type Config struct {
 
 	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
+
+	// Authenticate is whether callers need a token: on all routes but health and POST /oauth/token, which issues them. The broker
+	// must have a key for tokens then; with none nobody gets in. Each request with a token reads its client's row. What began
+	// before a token expired or was revoked is finished, a wait for messages too.
+	Authenticate bool
 }
 
 // Limits that clients see.
@@ -79,6 +93,8 @@ const (
 	maxAckDeadlineSeconds = 12 * 60 * 60
 	maxDelaySeconds       = 366 * 24 * 60 * 60
 	maxConsumerLength     = 128
+	maxNameLength         = 256
+	maxTokenBodyBytes     = 16 << 10 // of a request that anybody may send
 )
 
 // An API is the handler of all routes. It is safe for concurrent use.

@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/uuid"
+
 	"github.com/fastpubsub/fastpubsub"
 )
 
@@ -27,6 +29,13 @@ type broker struct {
 	deadLetters        func(string, fastpubsub.ListOptions) ([]fastpubsub.DeadLetter, error)
 	reprocess          func(string, []fastpubsub.ID) (int, error)
 	metrics            func(string) (fastpubsub.Metrics, error)
+	createClient       func(fastpubsub.NewClient) (fastpubsub.Client, fastpubsub.Secret, error)
+	getClient          func(uuid.UUID) (fastpubsub.Client, error)
+	listClients        func(fastpubsub.ListOptions) ([]fastpubsub.Client, error)
+	updateClient       func(uuid.UUID, fastpubsub.ClientUpdate) (fastpubsub.Client, error)
+	deleteClient       func(uuid.UUID) error
+	issueToken         func(string, fastpubsub.Secret, fastpubsub.Scopes) (fastpubsub.Token, error)
+	checkToken         func(fastpubsub.Secret) (fastpubsub.Caller, error)
 	check              func(context.Context) error
 }
 
@@ -76,6 +85,25 @@ func (b *broker) Reprocess(_ context.Context, id string, ids []fastpubsub.ID) (i
 func (b *broker) Metrics(_ context.Context, id string) (fastpubsub.Metrics, error) {
 	return b.metrics(id)
 }
+func (b *broker) CreateClient(_ context.Context, c fastpubsub.NewClient) (fastpubsub.Client, fastpubsub.Secret, error) {
+	return b.createClient(c)
+}
+func (b *broker) GetClient(_ context.Context, id uuid.UUID) (fastpubsub.Client, error) {
+	return b.getClient(id)
+}
+func (b *broker) ListClients(_ context.Context, o fastpubsub.ListOptions) ([]fastpubsub.Client, error) {
+	return b.listClients(o)
+}
+func (b *broker) UpdateClient(_ context.Context, id uuid.UUID, u fastpubsub.ClientUpdate) (fastpubsub.Client, error) {
+	return b.updateClient(id, u)
+}
+func (b *broker) DeleteClient(_ context.Context, id uuid.UUID) error { return b.deleteClient(id) }
+func (b *broker) IssueToken(_ context.Context, id string, secret fastpubsub.Secret, s fastpubsub.Scopes) (fastpubsub.Token, error) {
+	return b.issueToken(id, secret, s)
+}
+func (b *broker) CheckToken(_ context.Context, token fastpubsub.Secret) (fastpubsub.Caller, error) {
+	return b.checkToken(token)
+}
 func (b *broker) Check(ctx context.Context) error { return b.check(ctx) }
 
 var (
@@ -88,9 +116,16 @@ var (
 		},
 	}
 	message1 = mustID("550e8400-e29b-81d4-a716-446655440000")
+	clientC  = fastpubsub.Client{
+		ID: uuid.MustParse(anUUID), Name: "c", Scopes: fastpubsub.Scopes{"topics:read", "clients:read"}, Active: true, TokenVersion: 2,
+		CreatedAt: created, UpdatedAt: created.Add(time.Second),
+	}
 )
 
 const (
+	anUUID = "01890a5d-ac96-774b-bcce-b302099a8057"
+
+	wireC = `{"id":"` + anUUID + `","name":"c","scopes":"topics:read clients:read","is_active":true,"token_version":2,"created_at":"2025-12-29T15:30:00Z","updated_at":"2025-12-29T15:30:01Z"}`
 	wireT = `{"id":"t","created_at":"2025-12-29T15:30:00Z"}`
 	wireS = `{"id":"s","topic_id":"t","filter":null,"max_delivery_attempts":5,"backoff_min_seconds":5,"backoff_max_seconds":300,"ack_deadline_seconds":60,"created_at":"2025-12-29T15:30:00Z"}`
 )
@@ -160,6 +195,35 @@ func working() *broker {
 		metrics: func(id string) (fastpubsub.Metrics, error) {
 			return fastpubsub.Metrics{Available: 150, Delayed: 3, Delivered: 25, Acked: 1000, DeadLetters: 5,
 				OldestUnackedAge: 1500 * time.Millisecond}, knows(id, "s")
+		},
+		createClient: func(c fastpubsub.NewClient) (fastpubsub.Client, fastpubsub.Secret, error) {
+			return fastpubsub.Client{ID: clientC.ID, Name: c.Name, Scopes: c.Scopes, Active: !c.Inactive}, "a1b2", nil
+		},
+		getClient: func(id uuid.UUID) (fastpubsub.Client, error) { return clientC, knows(id.String(), anUUID) },
+		listClients: func(fastpubsub.ListOptions) ([]fastpubsub.Client, error) {
+			return []fastpubsub.Client{clientC}, nil
+		},
+		updateClient: func(id uuid.UUID, u fastpubsub.ClientUpdate) (fastpubsub.Client, error) {
+			c := clientC
+			c.Name, c.Scopes = u.Name, u.Scopes
+			if u.Active != nil {
+				c.Active = *u.Active
+			}
+			return c, knows(id.String(), anUUID)
+		},
+		deleteClient: func(id uuid.UUID) error { return knows(id.String(), anUUID) },
+		issueToken: func(id string, secret fastpubsub.Secret, scopes fastpubsub.Scopes) (fastpubsub.Token, error) {
+			if id != anUUID || secret != "a1b2" {
+				return fastpubsub.Token{}, fmt.Errorf("issue: %w", fastpubsub.ErrCredentials)
+			}
+			granted := clientC.Scopes
+			if len(granted.Missing(scopes)) > 0 {
+				return fastpubsub.Token{}, fmt.Errorf("issue: %w", fastpubsub.ErrScope)
+			}
+			if scopes != nil {
+				granted = scopes
+			}
+			return fastpubsub.Token{AccessToken: "h.c.s", Lifetime: 30 * time.Minute, Scopes: granted}, nil
 		},
 		check: func(context.Context) error { return nil },
 	}

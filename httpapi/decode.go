@@ -22,10 +22,25 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 	if !isJSON(r.Header.Get("Content-Type")) {
 		return nil, &statusError{http.StatusUnsupportedMediaType, "The Content-Type must be application/json"}
 	}
+	body, err := readLimited(w, r, a.config.MaxBodyBytes)
+	if err != nil {
+		return nil, err
+	}
+	return body, checkNotEmpty(body)
+}
+
+func checkNotEmpty(body []byte) error {
+	if len(bytes.TrimLeft(body, " \t\r\n")) == 0 {
+		return problems{{"missing", []any{"body"}, "must not be empty"}}
+	}
+	return nil
+}
+
+// readLimited returns a body of any type, if it has at most limit bytes.
+func readLimited(w http.ResponseWriter, r *http.Request, limit int64) ([]byte, error) {
 	if encoding := r.Header.Get("Content-Encoding"); encoding != "" && !strings.EqualFold(encoding, "identity") {
 		return nil, &statusError{http.StatusUnsupportedMediaType, "The body must have no Content-Encoding"}
 	}
-	limit := a.config.MaxBodyBytes
 	var buf bytes.Buffer
 	if r.ContentLength <= limit {
 		const trusted = 1 << 20 // of what a client says about the size before it has sent it
@@ -35,9 +50,6 @@ func (a *API) readBody(w http.ResponseWriter, r *http.Request) ([]byte, error) {
 		if tooLarge := (*http.MaxBytesError)(nil); err != nil && !errors.As(err, &tooLarge) {
 			return nil, &statusError{http.StatusBadRequest, "The body could not be read"}
 		} else if err == nil {
-			if len(bytes.TrimLeft(buf.Bytes(), " \t\r\n")) == 0 {
-				return nil, problems{{"missing", []any{"body"}, "must not be empty"}}
-			}
 			return buf.Bytes(), nil
 		}
 	}

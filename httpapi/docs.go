@@ -129,10 +129,10 @@ func (a *API) docsRoutes() []route {
 		return nil
 	}
 	return []route{
-		{http.MethodGet, "/openapi.json", "", a.openAPI},
-		{http.MethodGet, "/docs", "", a.swaggerUI},
-		{http.MethodGet, "/docs/:file", "", a.docsFile},
-		{http.MethodGet, "/redoc", "", a.redoc},
+		{http.MethodGet, "/openapi.json", public, "", a.openAPI},
+		{http.MethodGet, "/docs", public, "", a.swaggerUI},
+		{http.MethodGet, "/docs/:file", public, "", a.docsFile},
+		{http.MethodGet, "/redoc", public, "", a.redoc},
 	}
 }
 

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+
+	"github.com/fastpubsub/fastpubsub"
 )
 
 // chain puts the middleware around a handler. Recover is inside the log, so that the log has the answer to a panic.
@@ -20,7 +22,9 @@ func (a *API) chain(h http.Handler) http.Handler {
 type requestInfo struct {
 	id    string
 	route string // its pattern; empty if there is none for the path
-	err   error  // the cause of an answer above 499
+	err   error  // the cause of an answer above 499, or of a refused token
+
+	caller fastpubsub.Caller // by its token; without a ClientID, one who may do everything where no token is needed
 }
 
 type infoKey struct{}
@@ -82,6 +86,9 @@ func (a *API) log(next http.Handler) http.Handler {
 				slog.Int("status", answer.status),
 				slog.Int("bytes", answer.bytes),
 				slog.Duration("duration", took),
+			}
+			if info.caller.ClientID != uuid.Nil {
+				attrs = append(attrs, slog.String("client_id", info.caller.ClientID.String()))
 			}
 			if info.err != nil {
 				attrs = append(attrs, slog.Any("error", info.err))

@@ -11,36 +11,49 @@ import (
 type route struct {
 	method  string
 	pattern string
-	// resource is what the operation is about, for the texts of errors: "topic" or "subscription".
+	// scope is what a caller needs, RESOURCE:ACTION, or public. Where the pattern has an id, the same scope for that id alone
+	// does too.
+	scope string
+	// resource is what the operation is about, for the texts of errors: "topic" for one.
 	resource string
 	handle   func(http.ResponseWriter, *http.Request) error
 }
 
 func (a *API) routes() []route {
 	return append([]route{
-		{http.MethodPost, "/topics", "topic", a.createTopic},
-		{http.MethodGet, "/topics", "topic", a.listTopics},
-		{http.MethodGet, "/topics/:id", "topic", a.getTopic},
-		{http.MethodDelete, "/topics/:id", "topic", a.deleteTopic},
-		{http.MethodPost, "/topics/:id/messages", "topic", a.publish},
+		{http.MethodPost, "/topics", "topics:create", "topic", a.createTopic},
+		{http.MethodGet, "/topics", "topics:read", "topic", a.listTopics},
+		{http.MethodGet, "/topics/:id", "topics:read", "topic", a.getTopic},
+		{http.MethodDelete, "/topics/:id", "topics:delete", "topic", a.deleteTopic},
+		{http.MethodPost, "/topics/:id/messages", "topics:publish", "topic", a.publish},
 
-		{http.MethodPost, "/subscriptions", "subscription", a.createSubscription},
-		{http.MethodGet, "/subscriptions", "subscription", a.listSubscriptions},
-		{http.MethodGet, "/subscriptions/:id", "subscription", a.getSubscription},
-		{http.MethodDelete, "/subscriptions/:id", "subscription", a.deleteSubscription},
-		{http.MethodGet, consumePattern, "subscription", a.consume},
-		{http.MethodPost, "/subscriptions/:id/acks", "subscription", a.ack},
-		{http.MethodPost, "/subscriptions/:id/nacks", "subscription", a.nack},
-		{http.MethodPost, "/subscriptions/:id/leases", "subscription", a.extend},
-		{http.MethodGet, "/subscriptions/:id/dlq", "subscription", a.listDeadLetters},
-		{http.MethodPost, "/subscriptions/:id/dlq/reprocess", "subscription", a.reprocess},
-		{http.MethodGet, "/subscriptions/:id/metrics", "subscription", a.metrics},
+		{http.MethodPost, "/subscriptions", "subscriptions:create", "subscription", a.createSubscription},
+		{http.MethodGet, "/subscriptions", "subscriptions:read", "subscription", a.listSubscriptions},
+		{http.MethodGet, "/subscriptions/:id", "subscriptions:read", "subscription", a.getSubscription},
+		{http.MethodDelete, "/subscriptions/:id", "subscriptions:delete", "subscription", a.deleteSubscription},
+		{http.MethodGet, consumePattern, "subscriptions:consume", "subscription", a.consume},
+		{http.MethodPost, "/subscriptions/:id/acks", "subscriptions:consume", "subscription", a.ack},
+		{http.MethodPost, "/subscriptions/:id/nacks", "subscriptions:consume", "subscription", a.nack},
+		{http.MethodPost, "/subscriptions/:id/leases", "subscriptions:consume", "subscription", a.extend},
+		{http.MethodGet, "/subscriptions/:id/dlq", "subscriptions:consume", "subscription", a.listDeadLetters},
+		{http.MethodPost, "/subscriptions/:id/dlq/reprocess", "subscriptions:consume", "subscription", a.reprocess},
+		{http.MethodGet, "/subscriptions/:id/metrics", "subscriptions:read", "subscription", a.metrics},
 
-		{http.MethodGet, "/liveness", "", a.liveness},
-		{http.MethodGet, "/readiness", "", a.readiness},
-		{http.MethodGet, "/metrics", "", a.prometheus},
+		{http.MethodPost, "/clients", "clients:create", "client", a.createClient},
+		{http.MethodGet, "/clients", "clients:read", "client", a.listClients},
+		{http.MethodGet, "/clients/:id", "clients:read", "client", a.getClient},
+		{http.MethodPut, "/clients/:id", "clients:update", "client", a.updateClient},
+		{http.MethodDelete, "/clients/:id", "clients:delete", "client", a.deleteClient},
+		{http.MethodPost, "/oauth/token", public, "token endpoint", a.issueToken},
+
+		{http.MethodGet, "/liveness", public, "", a.liveness},
+		{http.MethodGet, "/readiness", public, "", a.readiness},
+		{http.MethodGet, "/metrics", public, "", a.prometheus},
 	}, a.docsRoutes()...)
 }
+
+// public is the scope of a route that asks nobody for a token.
+const public = "public"
 
 const consumePattern = "/subscriptions/:id/messages"
 
@@ -74,7 +87,7 @@ func (a *API) router() http.Handler {
 	})
 }
 
-// serve runs a route's handler and answers with its error, if it returns one.
+// serve runs a route's handler, for who may call it, and answers with its error, if it returns one.
 func (a *API) serve(rt route) http.Handler {
 	path := pathLabel(rt.pattern)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -82,7 +95,11 @@ func (a *API) serve(rt route) http.Handler {
 		inProgress := a.requests.inProgress.WithLabelValues(r.Method, path)
 		inProgress.Inc()
 		defer inProgress.Dec()
-		if err := rt.handle(w, r); err != nil {
+		err := a.authorize(w, r, rt)
+		if err == nil {
+			err = rt.handle(w, r)
+		}
+		if err != nil {
 			a.fail(w, r, rt, err)
 		}
 	})

@@ -243,6 +243,37 @@ func TestRoutes(t *testing.T) {
 		{"metrics, id not UTF-8", "GET", "/subscriptions/%ff/metrics", "", nil, 404, noSubscription},
 		{"metrics of nothing", "GET", "/subscriptions/x/metrics", "", nil, 404, noSubscription},
 
+		{"create client", "POST", "/clients", `{"name":" My Application ","scopes":"*","is_active":true}`, nil, 201, `{"id":"` + anUUID + `","secret":"a1b2"}`},
+		{"create client, is_active left out", "POST", "/clients", `{"name":"c","scopes":"topics:create"}`, nil, 201, `{"id":"` + anUUID + `","secret":"a1b2"}`},
+		{"all that is wrong with a client", "POST", "/clients", `{"name":" ","scopes":"topics:write  topics:create:t","is_active":"yes"}`, nil, 422, `{"detail":[` +
+			`{"type":"string_too_short","loc":["body","name"],"msg":"must have at least 1 character"},` +
+			`{"type":"value_error","loc":["body","scopes"],"msg":"\"topics:write\": the actions of topics are create, read, delete, publish"},` +
+			`{"type":"value_error","loc":["body","scopes"],"msg":"\"topics:create:t\": there is no scope to create one object, which has no id before"},` +
+			`{"type":"bool_type","loc":["body","is_active"],"msg":"must be true or false"}]}`},
+		{"client of nothing", "POST", "/clients", `{}`, nil, 422, `{"detail":[` +
+			`{"type":"missing","loc":["body","name"],"msg":"must not be missing"},{"type":"missing","loc":["body","scopes"],"msg":"must not be missing"}]}`},
+		{"client of numbers", "POST", "/clients", `{"name":1,"scopes":["*"],"is_active":1}`, nil, 422, `{"detail":[` +
+			`{"type":"string_type","loc":["body","name"],"msg":"must be a string"},{"type":"string_type","loc":["body","scopes"],"msg":"must be a string"},` +
+			`{"type":"bool_type","loc":["body","is_active"],"msg":"must be true or false"}]}`},
+		{"client with a long name", "POST", "/clients", `{"name":"` + strings.Repeat("é", 257) + `","scopes":"*"}`, nil, 422, problem("string_too_long", `"body","name"`, "must have at most 256 characters, not 257")},
+		{"client without scopes", "POST", "/clients", `{"name":"c","scopes":" "}`, nil, 422, problem("string_too_short", `"body","scopes"`, "must have at least 1 scope")},
+		{"client of what is no JSON", "POST", "/clients", `{`, nil, 422, problem("json_invalid", `"body",1`, "must be JSON: unexpected end")},
+		{"list clients", "GET", "/clients?offset=0&limit=100", "", nil, 200, `{"data":[` + wireC + `]}`},
+		{"list clients, limit", "GET", "/clients?limit=101", "", nil, 422, problem("less_than_equal", `"query","limit"`, "must be at most 100")},
+		{"get client", "GET", "/clients/" + anUUID, "", nil, 200, wireC},
+		{"get client in upper case", "GET", "/clients/" + strings.ToUpper(anUUID), "", nil, 200, wireC},
+		{"no client", "GET", "/clients/550e8400-e29b-41d4-a716-446655440000", "", nil, 404, `{"detail":"Client not found"}`},
+		{"client id is none", "GET", "/clients/x", "", nil, 422, problem("uuid_parsing", `"path","id"`, "must be a UUID")},
+		{"client id not UTF-8", "DELETE", "/clients/%ff", "", nil, 422, problem("uuid_parsing", `"path","id"`, "must be a UUID")},
+		{"update client", "PUT", "/clients/" + anUUID, `{"name":"d","scopes":"*","is_active":false}`, nil, 200,
+			strings.NewReplacer(`"c"`, `"d"`, "topics:read clients:read", "*", "true", "false").Replace(wireC)},
+		{"update client, is_active null", "PUT", "/clients/" + anUUID, `{"name":"c","scopes":"topics:read clients:read topics:read","is_active":null}`, nil, 200, wireC},
+		{"update no client", "PUT", "/clients/550e8400-e29b-41d4-a716-446655440000", `{"name":"d","scopes":"*"}`, nil, 404, `{"detail":"Client not found"}`},
+		{"update no client to nothing", "PUT", "/clients/550e8400-e29b-41d4-a716-446655440000", `{"scopes":"*"}`, nil, 422, problem("missing", `"body","name"`, "must not be missing")},
+		{"update what is no client", "PUT", "/clients/x", `{"name":"d","scopes":"*"}`, nil, 422, problem("uuid_parsing", `"path","id"`, "must be a UUID")},
+		{"delete client", "DELETE", "/clients/" + anUUID, "", nil, 204, ""},
+		{"delete no client", "DELETE", "/clients/550e8400-e29b-41d4-a716-446655440000", "", nil, 404, `{"detail":"Client not found"}`},
+
 		{"liveness", "GET", "/liveness", "", nil, 200, `{"status":"alive"}`},
 		{"readiness", "GET", "/readiness", "", nil, 200, `{"status":"ready"}`},
 	} {
@@ -282,6 +313,9 @@ func TestAllow(t *testing.T) {
 		"/subscriptions/s/dlq":           "GET, HEAD, OPTIONS",
 		"/subscriptions/s/metrics":       "GET, HEAD, OPTIONS",
 		"/subscriptions/s/dlq/reprocess": "OPTIONS, POST",
+		"/clients":                       "GET, HEAD, OPTIONS, POST",
+		"/clients/x":                     "DELETE, GET, HEAD, OPTIONS, PUT",
+		"/oauth/token":                   "OPTIONS, POST",
 		"/liveness":                      "GET, HEAD, OPTIONS",
 		"/readiness":                     "GET, HEAD, OPTIONS",
 	} {

@@ -13,13 +13,13 @@ import (
 )
 
 // Version is the schema version that this code was written for: the number of the newest file in migrations.
-const Version = 3
+const Version = 4
 
 // These errors have one identity for the whole module; the root package exports them again.
 var (
 	ErrNotFound       = errors.New("not found")
 	ErrExists         = errors.New("already exists")
-	ErrBusy           = errors.New("busy: another call held its lock for more than a second")
+	ErrBusy           = errors.New("busy: other calls held what it needs for too long")
 	ErrSchemaOutdated = errors.New("database schema is out of date: run db-migrate")
 	ErrBinaryOutdated = errors.New("database schema is newer than this binary can serve: use a newer one")
 )
@@ -57,6 +57,8 @@ type Store struct {
 	sweep, listExpired, removeOrphans                                          string
 	listSlots, rotate, truncateSlot, messageSlotNeeds, leaseSlotNeeds          string
 	vacate, spill                                                              string
+	createClient, getClient, listClients, updateClient, deleteClient           string
+	getCredentials, getTokenVersion                                            string
 
 	table string // of the schema's state, quoted
 }
@@ -96,6 +98,13 @@ func New(schema string) *Store {
 		leaseSlotNeeds:     fill(leaseSlotNeeds),
 		vacate:             fill(vacate),
 		spill:              fill(spill),
+		createClient:       fill(createClient),
+		getClient:          fill(getClient),
+		listClients:        fill(listClients),
+		updateClient:       fill(updateClient),
+		deleteClient:       fill(deleteClient),
+		getCredentials:     fill(getCredentials),
+		getTokenVersion:    fill(getTokenVersion),
 	}
 }
 
@@ -139,7 +148,7 @@ func translate(err error) error {
 	switch pgErr.Code {
 	case "23505": // unique_violation
 		switch pgErr.ConstraintName {
-		case "topics_id_key", "subscriptions_id_key":
+		case "topics_id_key", "subscriptions_id_key", "clients_pkey":
 			return ErrExists
 		}
 	case "23503": // foreign_key_violation

@@ -27,6 +27,8 @@ type commands struct {
 	CleanupStuck cleanupStuck   `cmd:"" name:"cleanup_stuck_messages" aliases:"cleanup-stuck-messages" help:"End leases that have run out, in all subscriptions. For cron."`
 	CleanupAcked cleanupAcked   `cmd:"" name:"cleanup_acked_messages" aliases:"cleanup-acked-messages" help:"Give the space of acked messages back. For cron."`
 	DLQ          dlqCommand     `cmd:"" name:"dlq" help:"List, reprocess or purge dead letters."`
+	SecretKey    newSecretKey   `cmd:"" name:"generate_secret_key" aliases:"generate-secret-key" help:"Print a key that signs access tokens."`
+	CreateClient createClient   `cmd:"" name:"create_client" aliases:"create-client" help:"Create a client of the REST API, and print its id and its secret."`
 	Doctor       doctorCommand  `cmd:"" help:"Say what is wrong with the database, or will be, and what to do about it."`
 	Dev          devCommand     `cmd:"" help:"Serve the REST API on a PostgreSQL of its own, with nothing set up."`
 	Bench        benchCommand   `cmd:"" help:"Measure, beside a floor of bare INSERTs."`

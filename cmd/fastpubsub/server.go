@@ -22,6 +22,7 @@ type serverCommand struct {
 	databaseFlags    `embed:"" group:"Database"`
 	poolFlags        `embed:"" group:"Database"`
 	apiFlags         `embed:"" group:"API"`
+	authFlags        `embed:"" group:"Authentication"`
 	newFlags         `embed:"" group:"What a new subscription does not say itself"`
 	maintenanceFlags `embed:"" group:"Maintenance"`
 	retentionFlags   `embed:"" group:"Maintenance"`
@@ -35,6 +36,7 @@ func (c *serverCommand) Run(p *process) error {
 	settings := c.settings(&bad)
 	settings.schema = c.schema(&bad)
 	settings.subscriptionDefaults = c.subscriptionDefaults(&bad)
+	settings.tokens, settings.api.Authenticate = c.tokens(&bad)
 	settings.maintenance = c.enabled(&bad)
 	settings.slotAge = c.olderThan(&bad)
 	logger := c.logger(&bad, p.stderr)
@@ -74,6 +76,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
 		Maintenance:          fastpubsub.MaintenanceSettings{SlotAge: settings.slotAge},
+		Tokens:               settings.tokens,
 		Logger:               logger,
 	}
 	if settings.maintenance {
@@ -117,7 +120,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 		wg.Go(func() { broker.Run(ctx) })
 	}
 	address := listener.Addr().String()
-	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns)
+	logger.Info("listening", "address", address, "schema", settings.schema, "max_connections", pool.Config().MaxConns, "authentication", settings.api.Authenticate)
 	if ready != nil {
 		ready(address)
 	}

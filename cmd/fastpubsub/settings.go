@@ -44,14 +44,11 @@ func (b *badSettings) integer(variable, value string, lowest, highest int) int {
 }
 
 func (b *badSettings) boolean(variable, value string) bool {
-	switch strings.ToLower(value) {
-	case "true", "1":
-		return true
-	case "false", "0":
-		return false
+	v, err := parseBool(value)
+	if err != nil {
+		b.add(variable, "%v", err)
 	}
-	b.add(variable, "must be true or false, not %q", value)
-	return false
+	return v
 }
 
 func (b *badSettings) seconds(variable, value string, highest int) time.Duration {
@@ -182,6 +179,7 @@ type apiSettings struct {
 	schema               string
 	api                  httpapi.Config // without its Logger
 	subscriptionDefaults fastpubsub.SubscriptionSettings
+	tokens               fastpubsub.TokenSettings
 	maintenance          bool
 	slotAge              time.Duration // 0 for the default
 }
