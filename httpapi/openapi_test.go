@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"regexp"
 	"slices"
 	"strings"
@@ -16,6 +17,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/pb33f/jsonschema/v6"
 	"github.com/pb33f/libopenapi"
 	validator "github.com/pb33f/libopenapi-validator"
 	"github.com/pb33f/libopenapi-validator/config"
@@ -33,7 +35,12 @@ func newValidator(t *testing.T) validator.Validator {
 		t.Fatal(err)
 	}
 	v, errs := validator.NewValidator(document, config.WithFormatAssertions(), config.WithURLEncodedBodyValidation(),
-		config.WithRejectUndeclaredRequestBody(), config.WithoutSecurityValidation(), config.WithLogger(slog.New(slog.DiscardHandler)))
+		config.WithRejectUndeclaredRequestBody(), config.WithStrictMode(),
+		// What has other keys each time, and what all pages have.
+		config.WithStrictIgnorePaths("$.body.**.payload.*", "$.body.**.attributes.*", "$.body.**.filter.*", "$.body.filter.*", "$.body[*].*",
+			"$.body.openapi", "$.body.info", "$.body.servers", "$.body.tags", "$.body.security", "$.body.paths", "$.body.components"),
+		config.WithStrictIgnoredHeadersExtra("Content-Security-Policy", "Referrer-Policy", "X-Content-Type-Options"),
+		config.WithoutSecurityValidation(), config.WithLogger(slog.New(slog.DiscardHandler)))
 	if len(errs) > 0 {
 		t.Fatal(errs)
 	}
@@ -111,6 +118,56 @@ func TestOpenAPIDocument(t *testing.T) {
 	v := newValidator(t)
 	if ok, errs := v.ValidateDocument(); !ok {
 		t.Error(explain(errs))
+	}
+	document, err := jsonschema.UnmarshalJSON(bytes.NewReader(httpapi.OpenAPIDocument))
+	if err != nil {
+		t.Fatal(err)
+	}
+	compiler := jsonschema.NewCompiler()
+	compiler.DefaultDraft(jsonschema.Draft2020)
+	compiler.AssertFormat()
+	if err := compiler.AddResource("openapi.json", document); err != nil {
+		t.Fatal(err)
+	}
+	checked := 0
+	var walk func(place string, v any)
+	walk = func(place string, v any) {
+		object, ok := v.(map[string]any)
+		if !ok {
+			list, _ := v.([]any)
+			for i, element := range list {
+				walk(fmt.Sprintf("%s/%d", place, i), element)
+			}
+			return
+		}
+		if _, ok := object["schema"]; ok {
+			schema, err := compiler.Compile("openapi.json#" + place + "/schema")
+			if err != nil {
+				t.Errorf("%s: %v", place, err)
+				return
+			}
+			examples := map[string]any{}
+			if example, ok := object["example"]; ok {
+				examples["example"] = example
+			}
+			named, _ := object["examples"].(map[string]any)
+			for name, example := range named {
+				examples["examples/"+name] = example.(map[string]any)["value"]
+			}
+			for name, example := range examples {
+				checked++
+				if err := schema.Validate(example); err != nil {
+					t.Errorf("%s/%s: %v", place, name, err)
+				}
+			}
+		}
+		for key, member := range object {
+			walk(place+"/"+url.PathEscape(strings.NewReplacer("~", "~0", "/", "~1").Replace(key)), member)
+		}
+	}
+	walk("", document)
+	if checked < 50 {
+		t.Errorf("%d examples were found, which are not all", checked)
 	}
 }
 
