@@ -77,6 +77,29 @@ func monitoringQueries(t *testing.T) map[string]string {
 	return queries
 }
 
+// The names in the README are those of a scrape.
+func TestMetricsInREADME(t *testing.T) {
+	t.Parallel()
+	text, err := os.ReadFile("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, section, ok := strings.Cut(string(text), "\n## Monitoring\n")
+	section, _, _ = strings.Cut(section, "\n## ")
+	names := regexp.MustCompile("`((?:fastpubsub|http)_[a-z_]+)`").FindAllStringSubmatch(section, -1)
+	if !ok || len(names) < 15 {
+		t.Fatalf("the section on monitoring names only %v", names)
+	}
+	c, registry := serveMessages(t)
+	c.do("GET", "/topics", "", 200, nil)
+	scraped := labelsOf(t, registry)
+	for _, name := range names {
+		if name := name[1]; scraped[name] == nil && scraped[name+"_count"] == nil {
+			t.Errorf("the README has %s, which no scrape has", name)
+		}
+	}
+}
+
 // namesIn returns the names of metrics in a query, and labels that it compares or groups by.
 func namesIn(expr metricsql.Expr) (names, labels []string) {
 	metricsql.VisitAll(expr, func(expr metricsql.Expr) {
@@ -102,18 +125,7 @@ func namesIn(expr metricsql.Expr) (names, labels []string) {
 // superset: Prometheus's own brings some hundred modules.
 func TestMonitoring(t *testing.T) {
 	t.Parallel()
-	c, _, registry := serveMetered(t)
-	c.do("POST", "/topics", `{"id":"t"}`, 201, nil)
-	c.do("POST", "/subscriptions", `{"id":"s","topic_id":"t","max_delivery_attempts":1}`, 201, nil)
-	c.do("POST", "/topics/t/messages", `[{},{}]`, 204, nil)
-	msgs := c.consume("s")
-	if len(msgs) != 2 {
-		t.Fatalf("%d messages, want 2", len(msgs))
-	}
-	c.do("POST", "/subscriptions/s/acks", `["`+msgs[0].ID+`"]`, 204, nil)
-	c.do("POST", "/subscriptions/s/nacks", `["`+msgs[1].ID+`"]`, 204, nil)
-	c.do("POST", "/subscriptions/s/dlq/reprocess", `["`+msgs[1].ID+`"]`, 204, nil)
-
+	_, registry := serveMessages(t)
 	scraped := labelsOf(t, registry)
 	scraped["up"] = []string{"job", "instance"} // Prometheus's own
 	for place, query := range monitoringQueries(t) {
@@ -139,6 +151,23 @@ func TestMonitoring(t *testing.T) {
 			}
 		}
 	}
+}
+
+// serveMessages is a server through which messages went in every way that is counted.
+func serveMessages(t *testing.T) (client, *prometheus.Registry) {
+	t.Helper()
+	c, _, registry := serveMetered(t)
+	c.do("POST", "/topics", `{"id":"t"}`, 201, nil)
+	c.do("POST", "/subscriptions", `{"id":"s","topic_id":"t","max_delivery_attempts":1}`, 201, nil)
+	c.do("POST", "/topics/t/messages", `[{},{}]`, 204, nil)
+	msgs := c.consume("s")
+	if len(msgs) != 2 {
+		t.Fatalf("%d messages, want 2", len(msgs))
+	}
+	c.do("POST", "/subscriptions/s/acks", `["`+msgs[0].ID+`"]`, 204, nil)
+	c.do("POST", "/subscriptions/s/nacks", `["`+msgs[1].ID+`"]`, 204, nil)
+	c.do("POST", "/subscriptions/s/dlq/reprocess", `["`+msgs[1].ID+`"]`, 204, nil)
+	return c, registry
 }
 
 // labelsOf are the labels of all series by their names, as a scrape has them; not nil where there are none.
