@@ -96,6 +96,14 @@ type Freed struct {
 	More    bool  // time was over before all was moved that could be
 }
 
+// A MaintenancePass is what one pass of [Broker.Run] did.
+type MaintenancePass struct {
+	Stuck Stuck
+	Freed Freed
+	Took  time.Duration
+	Err   error // of what failed; the rest was done all the same
+}
+
 // CleanupAcked gives the space of messages back that all subscriptions have acked. It does by one call what [Broker.Run] does
 // all the time, for those who call it from cron: a slot of the log is left when it has been written to for olderThan (or
 // is large), and is emptied when nothing in it is needed, at this call or the next. It works in small steps: emptying a slot
@@ -186,6 +194,7 @@ func (b *Broker) maintainUntil(ctx context.Context) {
 }
 
 func (b *Broker) pass(ctx context.Context) error {
+	start := time.Now()
 	stuck, stuckErr := b.CleanupStuck(ctx)
 	if stuck != (Stuck{}) {
 		b.logger.LogAttrs(ctx, slog.LevelInfo, "stuck messages cleaned up", slog.Int("released", stuck.Released),
@@ -203,6 +212,9 @@ func (b *Broker) pass(ctx context.Context) error {
 			b.logger.LogAttrs(ctx, slog.LevelWarn, "messages had been copied from another database, they can be delivered now",
 				slog.Int("messages", repaired.Messages))
 		}
+	}
+	if b.onMaintenance != nil && ctx.Err() == nil {
+		b.onMaintenance(MaintenancePass{Stuck: stuck, Freed: freed, Took: time.Since(start), Err: err})
 	}
 	return err
 }

@@ -101,6 +101,9 @@ type Config struct {
 	// Maintenance is how [Broker.Run] and [Broker.CleanupAcked] give space back.
 	Maintenance MaintenanceSettings
 
+	// OnMaintenance, if it is set, is called by [Broker.Run] after each pass with what that did: for metrics. Run waits for it.
+	OnMaintenance func(MaintenancePass)
+
 	// Tokens is how [Broker.IssueToken] makes tokens. Without a key there are none.
 	Tokens TokenSettings
 
@@ -129,6 +132,7 @@ type Broker struct {
 	tokens        TokenSettings
 	hasher        *hasher
 	maintenance   MaintenanceSettings
+	onMaintenance func(MaintenancePass) // may be nil
 	notifications NotificationSettings
 	logger        *slog.Logger
 
@@ -172,6 +176,7 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 		tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))),
 		maintenance: config.Maintenance.orDefaults(), notifications: config.Notifications, logger: config.Logger,
 		notifier: newNotifier(), channel: notifyChannel(config.Schema),
+		onMaintenance: config.OnMaintenance,
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)

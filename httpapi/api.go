@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/singleflight"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -65,6 +66,15 @@ type Config struct {
 	// Check is what readiness asks. Default the broker's Check; one with connections of its own also answers while all of
 	// the broker's are in use.
 	Check func(context.Context) error
+	// Registerer gets the metrics of the API: README.md lists them. New panics if it has such metrics already, those of
+	// another API for example; prometheus.WrapRegistererWith tells two apart. Default: a registry for this API alone.
+	Registerer prometheus.Registerer
+
+	// Gatherer is what GET /metrics shows. Default: the Registerer, if it is a registry, else prometheus.DefaultGatherer.
+	Gatherer prometheus.Gatherer
+
+	// DisableDocs leaves out /openapi.json and the pages that show it, /docs and /redoc.
+	DisableDocs bool
 
 	// AckMaxIDs is how many messages one request may ack, nack, extend or reprocess. Default 1,000; a broker takes 10,000.
 	AckMaxIDs int
@@ -116,8 +126,11 @@ type API struct {
 
 	checks singleflight.Group // of readiness: one at a time, however many ask
 
-	waits    context.Context // ended by EndWaits
-	endWaits context.CancelFunc
+	waits      context.Context // ended by EndWaits
+	endWaits   context.CancelFunc
+	requests   *requestMetrics
+	exposition http.Handler // of GET /metrics
+
 }
 
 // New returns the API of a broker.
@@ -142,6 +155,7 @@ func New(broker Broker, config Config) *API {
 	}
 	a := &API{broker: broker, config: config}
 	a.waits, a.endWaits = context.WithCancel(context.Background())
+	a.registerMetrics()
 	a.handler = a.chain(a.router())
 	return a
 }

@@ -2,6 +2,20 @@ package httpapi
 
 import "net/http"
 
+// For tests.
+var (
+	NewSubscriptionCollector = newSubscriptionCollector
+	OpenAPIDocument          = openAPIDocument
+	PathLabel                = pathLabel
+)
+
+const (
+	CollectInterval = collectInterval
+	CollectKeep     = collectKeep
+	CollectAtMost   = collectAtMost
+	MaxLabels       = maxLabels
+)
+
 // A RouteInfo is what the tests go by to look at all routes.
 type RouteInfo struct{ Method, Pattern, Scope string }
 

@@ -63,12 +63,15 @@ func isRequestID(id string) bool {
 	return true
 }
 
-// log writes a line for each answer.
+// log writes a line for each answer, and counts it.
 func (a *API) log(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		answer := &answerWriter{ResponseWriter: w}
 		defer func() {
+			took := time.Since(start)
+			info := infoOf(r)
+			a.requests.observe(r.Method, info.route, answer.status, took)
 			level := slog.LevelDebug
 			switch {
 			case answer.status == http.StatusInternalServerError:
@@ -79,7 +82,6 @@ func (a *API) log(next http.Handler) http.Handler {
 			if !a.config.Logger.Enabled(r.Context(), level) {
 				return
 			}
-			info := infoOf(r)
 			attrs := []slog.Attr{
 				slog.String("request_id", info.id),
 				slog.String("method", r.Method),
@@ -87,7 +89,7 @@ func (a *API) log(next http.Handler) http.Handler {
 				slog.String("route", info.route),
 				slog.Int("status", answer.status),
 				slog.Int("bytes", answer.bytes),
-				slog.Duration("duration", time.Since(start)),
+				slog.Duration("duration", took),
 			}
 			if info.caller.ClientID != uuid.Nil {
 				attrs = append(attrs, slog.String("client_id", info.caller.ClientID.String()))

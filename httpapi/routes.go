@@ -21,7 +21,7 @@ type route struct {
 }
 
 func (a *API) routes() []route {
-	return []route{
+	return append([]route{
 		{http.MethodPost, "/topics", "topics:create", "topic", a.createTopic},
 		{http.MethodGet, "/topics", "topics:read", "topic", a.listTopics},
 		{http.MethodGet, "/topics/:id", "topics:read", "topic", a.getTopic},
@@ -49,7 +49,8 @@ func (a *API) routes() []route {
 
 		{http.MethodGet, "/liveness", public, "", a.liveness},
 		{http.MethodGet, "/readiness", public, "", a.readiness},
-	}
+		{http.MethodGet, "/metrics", public, "", a.prometheus},
+	}, a.docsRoutes()...)
 }
 
 // public is the scope of a route that asks nobody for a token.
@@ -89,11 +90,15 @@ func (a *API) router() http.Handler {
 
 // serve runs a route's handler, for who may call it, and answers with its error, if it returns one.
 func (a *API) serve(rt route) http.Handler {
+	path := pathLabel(rt.pattern)
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		infoOf(r).route = rt.pattern
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
+		inProgress := a.requests.inProgress.WithLabelValues(r.Method, path)
+		inProgress.Inc()
+		defer inProgress.Dec()
 		err := a.authorize(w, r, rt)
 		if err == nil {
 			err = rt.handle(w, r)

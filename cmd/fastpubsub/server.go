@@ -13,6 +13,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
+	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/httpapi"
@@ -72,14 +74,20 @@ const (
 // their empty answer at once. It returns nil after that, and an error if requests had to be cut off or the server could
 // not go on. It calls ready, unless that is nil, with the address that it listens on.
 func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger *slog.Logger, ready func(address string)) error {
-	broker, err := fastpubsub.New(pool, fastpubsub.Config{
+	registry := prometheus.NewRegistry()
+	registry.MustRegister(collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	brokerConfig := fastpubsub.Config{
 		Schema:               settings.schema,
 		SubscriptionDefaults: settings.subscriptionDefaults,
 		Tokens:               settings.tokens,
 		Maintenance:          fastpubsub.MaintenanceSettings{Off: !settings.maintenance, SlotAge: settings.slotAge},
 		Notifications:        fastpubsub.NotificationSettings{Listen: settings.listen},
 		Logger:               logger,
-	})
+	}
+	if settings.maintenance {
+		brokerConfig.OnMaintenance = httpapi.MaintenanceMetrics(registry)
+	}
+	broker, err := fastpubsub.New(pool, brokerConfig)
 	if err != nil {
 		return err
 	}
@@ -91,6 +99,7 @@ func serve(ctx context.Context, pool *pgxpool.Pool, settings apiSettings, logger
 	apiConfig := settings.api
 	apiConfig.Logger = logger
 	apiConfig.Check = checker.Check
+	apiConfig.Registerer = registry
 	api := httpapi.New(broker, apiConfig)
 
 	var handler http.Handler = api

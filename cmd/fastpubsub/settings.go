@@ -101,6 +101,7 @@ type apiFlags struct {
 	APIHost            string `name:"api-host" env:"FASTPUBSUB_API_HOST" default:"0.0.0.0" help:"The address to listen on."`
 	APIPort            string `name:"api-port" env:"FASTPUBSUB_API_PORT" default:"8000" help:"The port to listen on; 0 for any free one."`
 	APIMaxBodyBytes    string `name:"api-max-body-bytes" env:"FASTPUBSUB_API_MAX_BODY_BYTES" default:"16777216" help:"The largest request body."`
+	APIDocsEnabled     string `name:"api-docs-enabled" env:"FASTPUBSUB_API_DOCS_ENABLED" default:"true" help:"Whether /docs, /redoc and /openapi.json are there, true or false."`
 	PublishMaxMessages string `env:"FASTPUBSUB_PUBLISH_MAX_MESSAGES" default:"10000" help:"Messages in one publish request, at most."`
 	AckMaxIDs          string `name:"ack-max-ids" env:"FASTPUBSUB_ACK_MAX_IDS" default:"1000" help:"Messages in one request to ack, nack, extend or reprocess, at most."`
 	APINumWorkers      string `name:"api-num-workers" env:"FASTPUBSUB_API_NUM_WORKERS" placeholder:"N" help:"How many processor cores to use at the same time, in one process. Default: all."`
@@ -290,6 +291,7 @@ func (f *apiFlags) settings(b *badSettings) apiSettings {
 			MaxBodyBytes:       int64(b.integer("FASTPUBSUB_API_MAX_BODY_BYTES", f.APIMaxBodyBytes, 1, 64<<20)),
 			PublishMaxMessages: b.integer("FASTPUBSUB_PUBLISH_MAX_MESSAGES", f.PublishMaxMessages, 1, 10_000),
 			AckMaxIDs:          b.integer("FASTPUBSUB_ACK_MAX_IDS", f.AckMaxIDs, 1, 10_000),
+			DisableDocs:        !b.boolean("FASTPUBSUB_API_DOCS_ENABLED", f.APIDocsEnabled),
 		},
 	}
 }
