@@ -151,7 +151,7 @@ func New(broker Broker, config Config) *API {
 		config.AnswerTimeout = defaultAnswerTimeout
 	}
 	if config.Check == nil {
-		config.Check = broker.Check
+		config.Check = func(ctx context.Context) error { return broker.Check(ctx) }
 	}
 	a := &API{broker: broker, config: config}
 	a.waits, a.endWaits = context.WithCancel(context.Background())

@@ -62,11 +62,11 @@ go() {
 }
 curl() { command curl -sS --fail-with-body "$@" && echo; }
 serve() {
-	"$@" & local pid=$!
-	until ./fastpubsub healthcheck 2>/dev/null; do kill -0 $pid; sleep 0.05; done
-	kill -INT $pid
-	wait $pid
+	"$@" & server=$!
+	until ./fastpubsub healthcheck 2>/dev/null; do kill -0 $server; sleep 0.05; done
+	[[ ${FASTPUBSUB_AUTH_ENABLED:-} ]] || end # the next block is another terminal
 }
+end() { kill -INT $server; wait $server; }
 doctor() { "$@" || [[ $? == 1 ]]; } # it may find something
 `
 
@@ -75,11 +75,17 @@ func readmeScript(blocks []string, api, database string) string {
 	var script strings.Builder
 	script.WriteString(readmePrelude)
 	for i, block := range blocks {
+		if strings.Contains(block, "/oauth/token") { // it is for a server that authenticates
+			block = strings.Replace(block, "http://127.0.0.1:8000", "http://127.0.0.1:$FASTPUBSUB_API_PORT", 1) +
+				"end; unset FASTPUBSUB_AUTH_ENABLED FASTPUBSUB_AUTH_SECRET_KEY\n"
+		}
 		fmt.Fprintf(&script, "echo '### block %d'\n%s", i+1, strings.NewReplacer(
 			"http://127.0.0.1:8000", api,
 			"postgres://USER:PASSWORD@HOST:5432/DATABASE", database,
 			"./fastpubsub server\n", "serve ./fastpubsub server\n",
 			"./fastpubsub doctor\n", "doctor ./fastpubsub doctor\n",
+			"./fastpubsub create_client \"Admin\" \"*\"\n",
+			"./fastpubsub create_client \"Admin\" \"*\" >client; ID=$(sed -n s/client_id=//p client) SECRET=$(sed -n s/client_secret=//p client)\n",
 			" SUBSCRIPTION ID...", " picky $ID", " SUBSCRIPTION", " picky",
 		).Replace(block))
 	}
@@ -136,7 +142,9 @@ func TestReadme(t *testing.T) {
 		"message=schema is up to date",
 		"message=listening",
 		"message=stopped",
-		"count=0", // reprocess: it was taken out of the queue before
+		`{"id":"payments","created_at":`, // with a token
+		`"secret":"`,                   // of the client that may publish there
+		"count=0",                      // reprocess: it was taken out of the queue before
 		"count=0",
 		`"payload":{"event": "user.created", "country": "BR"},"delivery_attempts":1,`, // tail
 		`"attributes":{"source":"shell"}`,
@@ -187,7 +195,35 @@ func freePort(t *testing.T) string {
 	return fmt.Sprint(listener.Addr().(*net.TCPAddr).Port)
 }
 
-// The Go code in the README compiles, each block as a program.
+// partOfProgram is what a block of the README without a package is put into.
+const partOfProgram = `package main
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/jackc/pgx/v5"
+
+	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/httpapi"
+)
+
+type Order struct{}
+
+func sendMail(context.Context, Order) error { return nil }
+
+func main() {}
+
+func part(ctx context.Context, broker *fastpubsub.Broker, mux *http.ServeMux, _ pgx.Tx, _ httpapi.Config) (err error) {
+	{
+		%s
+		_ = err
+	}
+	return err
+}
+`
+
+// The Go code in the README compiles, each block as a program or as a part of one.
 func TestReadmeGo(t *testing.T) {
 	t.Parallel()
 	if _, err := exec.LookPath("go"); err != nil {
@@ -198,6 +234,10 @@ func TestReadmeGo(t *testing.T) {
 		t.Fatal("there is none")
 	}
 	for i, m := range blocks {
+		text := m[1]
+		if !strings.HasPrefix(text, "package ") {
+			text = fmt.Sprintf(partOfProgram, text)
+		}
 		// An overlay puts the file into this module without writing there.
 		dir := t.TempDir()
 		source, overlay := filepath.Join(dir, "main.go"), filepath.Join(dir, "overlay.json")
@@ -205,7 +245,7 @@ func TestReadmeGo(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		for name, text := range map[string]string{source: m[1], overlay: fmt.Sprintf(`{"Replace": {%q: %q}}`, target, source)} {
+		for name, text := range map[string]string{source: text, overlay: fmt.Sprintf(`{"Replace": {%q: %q}}`, target, source)} {
 			if err := os.WriteFile(name, []byte(text), 0o600); err != nil {
 				t.Fatal(err)
 			}
