@@ -244,6 +244,7 @@ func (m *million) everything(t *testing.T, e *explained) error {
 		}
 	}
 	exec(t, m.db, `SELECT {schema}.publish('t', ARRAY['{"n":1}'], NULL)`)
+	call(20*len(millionSubscriptions), `SELECT {schema}.look($1)`, millionSubscriptions)
 	for range 5 {
 		do(20, "consume beside an open transaction", func() error {
 			_, err := b.Consume(ctx, "ahead", fastpubsub.ConsumeOptions{Consumer: "test", Max: 10})
@@ -269,6 +270,7 @@ func (m *million) everything(t *testing.T, e *explained) error {
 		})
 	}
 
+	call(20*len(millionSubscriptions), `SELECT {schema}.look($1)`, millionSubscriptions)
 	call(2000, `SELECT {schema}.sweep('spilled')`) // removes a thousand rows
 	for _, id := range millionSubscriptions {
 		exec(t, m.db, `

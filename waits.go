@@ -350,7 +350,7 @@ func (w *waits) poll() {
 			continue
 		}
 		if err := w.pollOnce(ids, tick); err != nil {
-		w.logger.LogAttrs(context.Background(), slog.LevelDebug, "poll failed", slog.Any("error", err))
+			w.logger.LogAttrs(context.Background(), slog.LevelDebug, "poll failed", slog.Any("error", err))
 			w.pollFailed()
 		}
 	}

@@ -143,8 +143,8 @@ func TestReadme(t *testing.T) {
 		"message=listening",
 		"message=stopped",
 		`{"id":"payments","created_at":`, // with a token
-		`"secret":"`,                   // of the client that may publish there
-		"count=0",                      // reprocess: it was taken out of the queue before
+		`"secret":"`,                     // of the client that may publish there
+		"count=0",                        // reprocess: it was taken out of the queue before
 		"count=0",
 		`"payload":{"event": "user.created", "country": "BR"},"delivery_attempts":1,`, // tail
 		`"attributes":{"source":"shell"}`,
