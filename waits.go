@@ -23,6 +23,7 @@ const (
 	// pollShare says that of the time one part goes into looking and so many, at least, into not.
 	pollShare         = 20
 	listeningShare    = 100
+	longestRest       = 2 * time.Second
 	soonest           = 5 * time.Millisecond // from one look at a subscription to the next
 	lookAtOnce        = 1000                 // subscriptions
 	pollTimeout       = 5 * time.Second
@@ -442,7 +443,7 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 	}
 	// A single subscription is looked at as soon as anything seems to be there; many are not to take the machine.
 	if took *= share; took > 10*soonest {
-		w.restUntil = now.Add(took)
+		w.restUntil = now.Add(min(took, longestRest)) // perhaps it only had to wait for a connection
 	}
 	found := make(map[string]store.Look, len(looks))
 	for _, l := range looks {
