@@ -24,6 +24,7 @@ type fakePoll struct {
 	ready    bool
 	due      *float64
 	err      error
+	slow     time.Duration // a look
 }
 
 func (f *fakePoll) waits() *waits {
@@ -31,6 +32,7 @@ func (f *fakePoll) waits() *waits {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.looks++
+		time.Sleep(f.slow)
 		if f.err != nil {
 			return nil, f.err
 		}
@@ -316,6 +318,28 @@ func TestWaitsForget(t *testing.T) {
 		}
 		if n := len(w.subs); n > 110 {
 			t.Errorf("%d subscriptions are remembered", n)
+		}
+	})
+}
+
+// TestWaitsSlowLook has a look take long, since it had to wait for a connection: the next is not put off for minutes.
+func TestWaitsSlowLook(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakePoll{slow: 3 * time.Second}
+		w := f.waits()
+		w.setListening(true)
+		var woken atomic.Int32
+		stop := start(t, w, "s", 1, 1, &woken)
+		defer stop()
+		time.Sleep(5 * time.Second)
+		f.mu.Lock()
+		f.slow, f.ready, f.base = 0, true, 1 // by a process that notifies nobody
+		f.mu.Unlock()
+		time.Sleep(5 * time.Second)
+		synctest.Wait()
+		if woken.Load() != 1 {
+			t.Error("who waits was not woken within 5 seconds")
 		}
 	})
 }
