@@ -30,9 +30,12 @@ type fakePoll struct {
 func (f *fakePoll) waits() *waits {
 	return newWaits(func(_ context.Context, ids []string) ([]store.Look, error) {
 		f.mu.Lock()
+		slow := f.slow
+		f.mu.Unlock()
+		time.Sleep(slow)
+		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.looks++
-		time.Sleep(f.slow)
 		if f.err != nil {
 			return nil, f.err
 		}
