@@ -95,6 +95,27 @@ func (b *Broker) CreateClient(ctx context.Context, c NewClient) (Client, Secret,
 // A hash has limits, so that checking a secret cannot take all memory: m up to 131072 KiB, t up to 10, p up to 16. It returns
 // an InvalidError, with the field "secret_hash" for a hash, and ErrExists if the id is taken.
 func (b *Broker) ImportClient(ctx context.Context, c Client, secretHash Secret) error {
+	row, hash, err := importable(c, secretHash)
+	if err != nil {
+		return err
+	}
+	if err := b.ready(ctx, b.pool); err != nil {
+		return err
+	}
+	if _, err := b.store.CreateClient(ctx, b.pool, row, hash); err != nil {
+		return fmt.Errorf("import client %v: %w", c.ID, err)
+	}
+	return nil
+}
+
+// CheckImport returns the InvalidError that ImportClient would, and stores nothing.
+func CheckImport(c Client, secretHash Secret) error {
+	_, _, err := importable(c, secretHash)
+	return err
+}
+
+// importable returns what ImportClient stores.
+func importable(c Client, secretHash Secret) (row store.Client, stored string, err error) {
 	var p problems
 	name := checkName(&p, c.Name)
 	scopes := checkScopes(&p, c.Scopes)
@@ -107,19 +128,12 @@ func (b *Broker) ImportClient(ctx context.Context, c Client, secretHash Secret) 
 		p.add("secret_hash", "value_error", "%v", err)
 	}
 	if err := p.err(); err != nil {
-		return fmt.Errorf("import client %v: %w", c.ID, err)
+		return store.Client{}, "", fmt.Errorf("import client %v: %w", c.ID, err)
 	}
-	if err := b.ready(ctx, b.pool); err != nil {
-		return err
-	}
-	_, err = b.store.CreateClient(ctx, b.pool, store.Client{
+	return store.Client{
 		ID: c.ID.String(), Name: name, Scopes: scopes.String(), IsActive: c.Active, TokenVersion: c.TokenVersion,
 		CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt,
-	}, hash.String())
-	if err != nil {
-		return fmt.Errorf("import client %v: %w", c.ID, err)
-	}
-	return nil
+	}, hash.String(), nil
 }
 
 // maxTokenVersion is what the column can hold.

@@ -37,9 +37,11 @@ INSERT INTO {python}.subscriptions VALUES
     ('lost', '..', NULL, 5, 5, 300, '2025-01-05 00:00Z'),
     ('steep', 'orders', 'null', 5, 9, 2, '2025-01-05 00:00Z');
 INSERT INTO {python}.clients VALUES
-    ('550e8400-e29b-41d4-a716-446655440000', 'My Application', 'topics:create  topics:read', true, '$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaA', 4,
+    ('550e8400-e29b-41d4-a716-446655440000', 'My Application', 'topics:create  topics:read', true, '$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA', 4,
      '2025-01-03 00:00Z', '2025-01-04 00:00Z'),
-    ('550e8400-e29b-41d4-a716-446655440001', 'Old', '*', false, 'md5$x', 1, '2025-01-03 00:00Z', '2025-01-04 00:00Z');
+    ('550e8400-e29b-41d4-a716-446655440001', 'Old', '*', false, 'md5$x', 1, '2025-01-03 00:00Z', '2025-01-04 00:00Z'),
+    ('550e8400-e29b-41d4-a716-446655440002', 'Old', 'topics:create:x', true, '$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA', 1,
+     '2025-01-03 00:00Z', '2025-01-04 00:00Z');
 INSERT INTO {python}.subscription_messages
 SELECT md5('emails' || i)::uuid, 'emails', jsonb_build_object('n', i), 'available', i % 2, '2025-02-01 00:00Z'::timestamptz + i * interval '1 s', NULL, NULL,
        '2025-02-01 00:00Z'::timestamptz + i * interval '1 s', NULL
@@ -87,16 +89,17 @@ func TestImport(t *testing.T) {
 level=ERROR msg=refused subscription=lost reason="its topic \"..\" was refused"
 level=ERROR msg=refused subscription=odd reason="filter.country: must have at least 1 value"
 level=WARN msg="backoff_min_seconds is above backoff_max_seconds, both become the latter" subscription=steep backoff_min_seconds=9 backoff_max_seconds=2
-level=ERROR msg=refused client=550e8400-e29b-41d4-a716-446655440001 reason="the hash of its secret must be argon2id's, of at most 512 bytes"
+level=ERROR msg=refused client=550e8400-e29b-41d4-a716-446655440001 reason="secret_hash: must be a hash of argon2id like $argon2id$v=19$m=65536,t=3,p=4$SALT$HASH, with m up to 131072, t up to 10, p up to 16, a salt of 8 to 64 bytes and a hash of 16 to 64"
+level=ERROR msg=refused client=550e8400-e29b-41d4-a716-446655440002 reason="scopes: \"topics:create:x\": there is no scope to create one object, which has no id before"
 level=ERROR msg=refused message=00000000-0000-4000-8000-000000000006 reason="its payload: not an object at offset 0"
 level=ERROR msg="refused with their subscription" subscription=odd messages=2
 `
 	// The first run is dry; the one after it is the first that writes.
 	for i, want := range []string{
-		"topics=2 new=1\nsubscriptions=5 new=3\nclients=2 new=1\nmessages=2505 new=2503\ndead_letters=2 new=1\nrefused=7\n",
-		"topics=2 new=1\nsubscriptions=5 new=3\nclients=2 new=1\nmessages=2505 new=2503\ndead_letters=2 new=1\nrefused=7\n",
-		"topics=2 new=0\nsubscriptions=5 new=0\nclients=2 new=0\nmessages=2505 new=0\ndead_letters=2 new=0\nrefused=7\n",
-		"topics=2 new=0\nsubscriptions=5 new=0\nclients=2 new=0\nmessages=2505 new=0\ndead_letters=2 new=0\nrefused=7\n",
+		"topics=2 new=1\nsubscriptions=5 new=3\nclients=3 new=1\nmessages=2505 new=2503\ndead_letters=2 new=1\nrefused=8\n",
+		"topics=2 new=1\nsubscriptions=5 new=3\nclients=3 new=1\nmessages=2505 new=2503\ndead_letters=2 new=1\nrefused=8\n",
+		"topics=2 new=0\nsubscriptions=5 new=0\nclients=3 new=0\nmessages=2505 new=0\ndead_letters=2 new=0\nrefused=8\n",
+		"topics=2 new=0\nsubscriptions=5 new=0\nclients=3 new=0\nmessages=2505 new=0\ndead_letters=2 new=0\nrefused=8\n",
 	} {
 		run := args
 		if i == 0 || i == 3 {
@@ -145,7 +148,7 @@ level=ERROR msg="refused with their subscription" subscription=odd messages=2
 	err = db.Pool.QueryRow(t.Context(), db.SQL(`
 SELECT concat_ws('|', name, scopes, is_active, secret_hash, token_version, created_at AT TIME ZONE 'UTC', updated_at AT TIME ZONE 'UTC')
 FROM {schema}.clients`)).Scan(&client)
-	const wantClient = "My Application|topics:create topics:read|t|$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHQ$aGFzaA|4|2025-01-03 00:00:00|2025-01-04 00:00:00"
+	const wantClient = "My Application|topics:create topics:read|t|$argon2id$v=19$m=65536,t=3,p=4$c2FsdHNhbHRzYWx0$aGFzaGhhc2hoYXNoaGFzaA|4|2025-01-03 00:00:00|2025-01-04 00:00:00"
 	if err != nil || client != wantClient {
 		t.Errorf("client %s, %v", client, err)
 	}
@@ -200,7 +203,7 @@ FROM {schema}.clients`)).Scan(&client)
 		if err := broker.DeleteSubscription(t.Context(), "south"); err != nil {
 			t.Fatal(err)
 		}
-		const want = "topics=2 new=0\nsubscriptions=5 new=1\nclients=2 new=0\nmessages=2505 new=3\ndead_letters=2 new=1\nrefused=7\n"
+		const want = "topics=2 new=0\nsubscriptions=5 new=1\nclients=3 new=0\nmessages=2505 new=3\ndead_letters=2 new=1\nrefused=8\n"
 		if _, stdout, _ := execute(t.Context(), args...); stdout != want {
 			t.Errorf("stdout %s, want %s", stdout, want)
 		}

@@ -14,8 +14,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgconn"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -288,14 +288,14 @@ FROM {from}.subscriptions ORDER BY created_at, id`))
 
 func (r *run) clients(ctx context.Context) error {
 	type row struct {
-		ID                   string
+		ID                   uuid.UUID
 		Name, Scopes, Hash   string
 		IsActive             bool
 		TokenVersion         int
 		CreatedAt, UpdatedAt time.Time
 	}
 	rows, _ := r.source.Query(ctx, r.fill(`
-SELECT id::text, name::text, scopes::text, secret_hash::text, is_active, token_version, created_at::timestamptz, updated_at::timestamptz
+SELECT id, name::text, scopes::text, secret_hash::text, is_active, token_version, created_at::timestamptz, updated_at::timestamptz
 FROM {from}.clients ORDER BY created_at, id`))
 	all, err := pgx.CollectRows(rows, pgx.RowToStructByPos[row])
 	if err != nil {
@@ -303,41 +303,44 @@ FROM {from}.clients ORDER BY created_at, id`))
 	}
 	for _, c := range all {
 		r.result.Clients.Found++
-		insert := `
-INSERT INTO {schema}.clients (id, name, scopes, secret_hash, is_active, token_version, created_at, updated_at)
-VALUES ($1::text::uuid, $2, $3, $4, $5, $6, $7, $8) ON CONFLICT ON CONSTRAINT clients_pkey DO NOTHING`
-		var written int64
-		err := pgx.BeginFunc(ctx, r.Pool, func(tx pgx.Tx) error {
-			tag, err := tx.Exec(ctx, r.fill(insert), c.ID, c.Name, strings.Join(strings.Fields(c.Scopes), " "), c.Hash,
-				c.IsActive, c.TokenVersion, c.CreatedAt, c.UpdatedAt)
-			written = tag.RowsAffected()
-			if err == nil && r.DryRun {
-				return errDryRun
-			}
-			return err
-		})
-		var pgErr *pgconn.PgError
+		client := fastpubsub.Client{
+			ID: c.ID, Name: c.Name, Scopes: strings.Fields(c.Scopes), Active: c.IsActive, TokenVersion: c.TokenVersion,
+			CreatedAt: c.CreatedAt, UpdatedAt: c.UpdatedAt,
+		}
+		hash := fastpubsub.Secret(c.Hash)
+		var err error
+		if r.DryRun {
+			err = r.wouldImport(ctx, client, hash)
+		} else {
+			err = r.Broker.ImportClient(ctx, client, hash)
+		}
+		var invalid *fastpubsub.InvalidError
 		switch {
-		case errors.As(err, &pgErr) && pgErr.Code == "23514": // check_violation
-			r.refuse("client", c.ID, clientRules[pgErr.ConstraintName])
-		case err != nil && !errors.Is(err, errDryRun):
+		case errors.As(err, &invalid):
+			r.refuse("client", c.ID.String(), invalid)
+		case errors.Is(err, fastpubsub.ErrExists):
+		case err != nil:
 			return err
 		default:
-			r.result.Clients.New += int(written)
+			r.result.Clients.New++
 		}
 	}
 	return nil
 }
 
-// errDryRun rolls back.
-var errDryRun = errors.New("dry run")
-
-// clientRules say what constraints refuse.
-var clientRules = map[string]string{
-	"clients_name_check":          "its name must have 1 to 256 characters",
-	"clients_scopes_check":        "its scopes must have 1 to 4096 bytes",
-	"clients_secret_hash_check":   "the hash of its secret must be argon2id's, of at most 512 bytes",
-	"clients_token_version_check": "its token_version must be at least 1",
+// wouldImport returns what ImportClient would.
+func (r *run) wouldImport(ctx context.Context, client fastpubsub.Client, hash fastpubsub.Secret) error {
+	if err := fastpubsub.CheckImport(client, hash); err != nil {
+		return err
+	}
+	_, err := r.Broker.GetClient(ctx, client.ID)
+	switch {
+	case err == nil:
+		return fastpubsub.ErrExists
+	case errors.Is(err, fastpubsub.ErrNotFound):
+		return nil
+	}
+	return err
 }
 
 // checkStopped reports whether the Python server was writing meanwhile: what it did then may be missing, or done twice.
