@@ -56,8 +56,8 @@ func checkName(p *problems, name string) string {
 }
 
 // CreateClient creates a client and returns its secret, which nobody can find out later: only its hash is stored, by argon2id.
-// Computing that takes some 0.1 seconds and 64 MiB; two are computed at once at most, and one on fewer than eight cores. When ctx is cancelled, the client may have
-// been created all the same; without its secret it is of no use.
+// Computing that takes some 0.1 seconds and 64 MiB; two are computed at once at most, and one on fewer than eight cores. When
+// ctx is cancelled, the client may have been created all the same; without its secret it is of no use.
 //
 // It returns an InvalidError for a name or scopes that cannot be used, and ErrBusy after 5 seconds of waiting for other hashes.
 func (b *Broker) CreateClient(ctx context.Context, c NewClient) (Client, Secret, error) {

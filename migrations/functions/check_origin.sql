@@ -1,7 +1,7 @@
 -- check_origin raises an error with SQLSTATE PS001 where the tables were not written by this cluster: a dump was restored, or
 -- logical replication copied them. Transaction ids are others here, so the log could be neither written nor read without
--- losing messages; see repair. A session asks once, and notes in fastpubsub.home of which table; sessions outlive no
--- restore that gives the table another oid, and no server.
+-- losing messages; see repair. A session notes in fastpubsub.home for which table the answer was good, by its oid, and the
+-- functions that publish and consume ask only where that is another: a restore makes another table, a promotion other sessions.
 CREATE OR REPLACE FUNCTION {schema}.check_origin() RETURNS void
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp

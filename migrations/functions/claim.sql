@@ -1,8 +1,8 @@
 -- claim ends what has expired (sweep_leases), then takes up to max_messages from a subscription for a consumer:
 -- redeliveries that are due, then what late transactions left, then the log. While the log has enough it looks for what has
--- expired or is due every 100 ms only. It leaves what it took in the session setting
--- fastpubsub.claim, for claimed() to read after this transaction has committed. It returns positions to nobody and
--- payloads never: whoever does not read an answer would hold the subscription's lock for as long as he likes.
+-- expired or is due every 100 ms only. It leaves what it took in the session setting fastpubsub.claim, for claimed() to read
+-- after this transaction has committed. It returns positions to nobody and payloads never: whoever does not read an answer
+-- would hold the subscription's lock for as long as he likes.
 --
 -- It returns 'ok'; 'more' when a filter let through none of what it examined, and there may be more; 'busy' when it did
 -- not get the subscription's lock within a second; 'no_subscription'. A claim that found nothing writes nothing, but for how far it

@@ -1,8 +1,8 @@
 -- vacate moves what a subscription has in a slot of leases and cursors out of it, a step of 500 leases or some 1,000
 -- messages at a time: leases that no sweep has looked at go to deliveries, as leased; what was acked of them goes to the
--- cursor, and that to the current slot. With a slot of the log instead, leases that hold messages of it go to deliveries. Maintenance calls it. It takes the
--- subscription's lock, in a transaction of its own, READ COMMITTED, and waits for nobody but a second for that. Rows that
--- somebody has locked stay where they are.
+-- cursor, and that to the current slot. With a slot of the log instead, leases that hold messages of it go to deliveries.
+-- Maintenance calls it. It takes the subscription's lock, in a transaction of its own, READ COMMITTED, and waits for nobody
+-- but a second for that. Rows that somebody has locked stay where they are.
 --
 -- It returns 'ok', 'more' when there is more to do, 'busy' or 'no_subscription', and how many messages it moved.
 CREATE OR REPLACE FUNCTION {schema}.vacate(
