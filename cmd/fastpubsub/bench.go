@@ -22,7 +22,7 @@ type benchCommand struct {
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
 	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
@@ -35,6 +35,7 @@ type benchCommand struct {
 	PayloadBytes  int           `default:"200" help:"Exact size of a payload."`
 	Rounds        int           `default:"3" help:"How often everything is measured, in turns."`
 	Rate          int           `placeholder:"N" help:"Messages a second that the workload sustained publishes at most. Default: no limit."`
+	Backlog       int           `placeholder:"N" help:"Messages that the workload sustained lets wait at most; then its publishers pause. Default: no limit."`
 	Maintain      time.Duration `placeholder:"AGE" help:"Let maintenance run in the workload sustained, which leaves a slot at that age. Default: none."`
 
 	HoldSnapshot      bool   `help:"Keep an idle transaction with a snapshot open while measuring."`
@@ -117,6 +118,7 @@ func (c *benchCommand) config(p *process) bench.Config {
 		PayloadBytes:      c.PayloadBytes,
 		Rounds:            c.Rounds,
 		Rate:              c.Rate,
+		Backlog:           c.Backlog,
 		Maintain:          c.Maintain,
 		HoldSnapshot:      c.HoldSnapshot,
 		HoldWriter:        c.HoldWriter,

@@ -14,7 +14,7 @@ import (
 )
 
 // Workloads are the names of what can be measured.
-var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics", "receive", "receive-tx", "wake"}
+var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics", "spill", "receive", "receive-tx", "wake"}
 
 // Config says what to measure. Only Database is required.
 type Config struct {
@@ -36,7 +36,8 @@ type Config struct {
 	FilterShare float64 `json:"filter_share"`
 	// FailureShare is the share of messages that are nacked once in the workload failures, below 1. Default 0.01.
 	FailureShare float64 `json:"failure_share"`
-	// Duration is how long publishing is measured, and polling. Default 10 seconds.
+	// Duration is how long publishing is measured, and polling. Default 10 seconds. Phases that publish and do not consume
+	// last a minute at most.
 	Duration time.Duration `json:"-"`
 	// Messages is how many deliveries a drain consists of. Default 500,000, or 100,000 if PublishBatch is below 10. The
 	// workloads nack and expiry have as many, but at most 100,000, metrics has twice as many.
@@ -47,6 +48,8 @@ type Config struct {
 	Rounds int `json:"rounds"`
 	// Rate limits publishing in the workload sustained, in messages a second over all publishers. Default no limit.
 	Rate int `json:"rate"`
+	// Backlog bounds the backlog in the workload sustained: publishers pause while it has so many messages. Default no bound.
+	Backlog int `json:"backlog"`
 	// Maintain lets maintenance leave a slot at this age in the workload sustained, and empty it. Default no maintenance.
 	Maintain time.Duration `json:"-"`
 	// HoldSnapshot keeps an idle REPEATABLE READ transaction open while measuring, HoldWriter one that has written a row.
@@ -121,6 +124,7 @@ func (c *Config) check() error {
 		{"payload bytes", c.PayloadBytes, minPayloadBytes, 1_000_000},
 		{"rounds", c.Rounds, 1, 1000},
 		{"rate", c.Rate, 0, 100_000_000},
+		{"backlog", c.Backlog, 0, 100_000_000},
 		// A call must fit in what one publish may carry, 64 MiB.
 		{"payload bytes of a call", max(c.Batch, c.PublishBatch) * c.PayloadBytes, 1, 60 << 20},
 	} {
@@ -151,5 +155,5 @@ func (c *Config) check() error {
 
 // poolSize is a connection for everybody who works at the same time.
 func (c *Config) poolSize() int {
-	return max(c.Publishers+c.Consumers+1, receiveConcurrency+4) // 1 for maintenance; the others fetch, ack and poll
+	return max(c.Publishers+c.Consumers+2, receiveConcurrency+4) // 2 for maintenance and looks; the others fetch, ack and poll
 }

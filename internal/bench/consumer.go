@@ -43,8 +43,17 @@ func newConsumer(e *env, i int, subscription string) *consumer {
 	}
 }
 
+// next is a call, and if nothing came of it another that waits for messages.
+func (c *consumer) next(ctx context.Context, wait time.Duration) (int, error) {
+	n, err := c.call(ctx, 0)
+	if n > 0 || err != nil || wait <= 0 {
+		return n, err
+	}
+	return c.call(ctx, wait)
+}
+
 // call consumes once, and acks or nacks what came. It returns how many messages that were; 0 too when the subscription was
-// busy.
+// busy. How long it took to consume counts if that did not wait for messages.
 func (c *consumer) call(ctx context.Context, wait time.Duration) (int, error) {
 	start := time.Now()
 	msgs, err := c.e.broker.Consume(ctx, c.subscription, fastpubsub.ConsumeOptions{
@@ -55,7 +64,7 @@ func (c *consumer) call(ctx context.Context, wait time.Duration) (int, error) {
 		return 0, err
 	}
 	consumed := time.Now()
-	if len(msgs) > 0 || c.everyCall {
+	if wait == 0 && (len(msgs) > 0 || c.everyCall) {
 		c.count(c.consume, start, consumed)
 	}
 	if busy {

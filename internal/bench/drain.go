@@ -99,7 +99,7 @@ func (p *drainPhase) run(ctx context.Context, e *env) (tally, error) {
 			for empty := 0; got[sub].Load() < expected && empty < patience; {
 				c := p.consumers[sub][i]
 				before := c.messages
-				n, err := c.call(ctx, wait)
+				n, err := c.next(ctx, wait)
 				if err != nil {
 					return err
 				}

@@ -61,6 +61,11 @@ func (c *Config) plan() []planned {
 				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch}},
 				{phase: &expiryPhase{leases: few, publishBatch: c.PublishBatch, acked: true}},
 			}
+		case "spill":
+			w.phases = []plannedPhase{
+				{phase: &spillPhase{backlog: few, publishBatch: c.PublishBatch}, floor: consumeFloor},
+				{phase: &spillPhase{backlog: few, publishBatch: 1}, floor: consumeFloor},
+			}
 		case "receive":
 			w.phases = []plannedPhase{{phase: &receivePhase{backlog: c.Messages, publishBatch: c.PublishBatch}, versus: drainOne}}
 		case "receive-tx":

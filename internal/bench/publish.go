@@ -126,6 +126,9 @@ func (e *env) supplies(publishers, batch int) []*batches {
 	return all
 }
 
+// fullSpeedLimit bounds phases that only add to what is stored.
+const fullSpeedLimit = time.Minute
+
 // atFullSpeed has n workers make calls of batch messages for the duration. Calls under way at its end are waited for and
 // counted, with the time they took.
 func (e *env) atFullSpeed(ctx context.Context, n, batch int, call func(ctx context.Context, i int) error) (tally, error) {
@@ -134,9 +137,10 @@ func (e *env) atFullSpeed(ctx context.Context, n, batch int, call func(ctx conte
 	for i := range latency {
 		latency[i] = newLatencies()
 	}
+	duration := min(e.config.Duration, fullSpeedLimit)
 	start := time.Now()
 	err := workers(ctx, n, func(ctx context.Context, i int) error {
-		for now := start; now.Sub(start) < e.config.Duration; {
+		for now := start; now.Sub(start) < duration; {
 			if err := call(ctx, i); err != nil {
 				return err
 			}

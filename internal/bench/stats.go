@@ -53,6 +53,8 @@ func median(values []float64) float64 {
 // quarters counts messages by the quarter of the measured time in which they were done.
 type quarters [4]int64
 
+var quarterLabels = [len(quarters{})]string{"1st", "2nd", "3rd", "4th"}
+
 // add counts n messages that were done at elapsed of total. What was done after the end counts nowhere: the quarters are
 // rates of equal spans.
 func (q *quarters) add(elapsed, total time.Duration, n int64) {
@@ -71,7 +73,7 @@ func (q *quarters) merge(other quarters) {
 func (q quarters) metrics(name string, total time.Duration) []Metric {
 	span := total.Seconds() / 4
 	all := make([]Metric, 0, 5)
-	for i, label := range []string{"1st", "2nd", "3rd", "4th"} {
+	for i, label := range quarterLabels {
 		all = append(all, Metric{name + " in the " + label + " quarter", perSecond, float64(q[i]) / span})
 	}
 	return append(all, Metric{name + ", 4th quarter to 1st", ratio, divide(float64(q[3]), float64(q[0]))})

@@ -5,6 +5,7 @@ import (
 	"context"
 	"slices"
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"github.com/fastpubsub/fastpubsub"
@@ -14,6 +15,7 @@ import (
 type sustainedPhase struct {
 	supply    []*batches
 	consumers consumers
+	consumed  atomic.Int64
 }
 
 func (p *sustainedPhase) title() string { return "sustained" }
@@ -47,10 +49,17 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 	publishers := make([]publisher, c.Publishers)
 	consumed := make([]quarters, c.Consumers)
 	var freed fastpubsub.Freed
+	var looks []look
+	p.consumed.Store(0)
 	start := time.Now()
-	err := workers(ctx, c.Publishers+c.Consumers+1, func(ctx context.Context, i int) error {
-		if i == c.Publishers+c.Consumers {
+	err := workers(ctx, c.Publishers+c.Consumers+2, func(ctx context.Context, i int) error {
+		switch i - c.Publishers - c.Consumers {
+		case 0:
 			return p.maintain(ctx, e, start, &freed)
+		case 1:
+			var err error
+			looks, err = p.look(ctx, e, start)
+			return err
 		}
 		if i < c.Publishers {
 			publishers[i].latency = newLatencies()
@@ -62,10 +71,11 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 			if left <= 0 {
 				return nil
 			}
-			n, err := p.consumers[i].call(ctx, min(left, longestWait))
+			n, err := p.consumers[i].next(ctx, min(left, longestWait))
 			if err != nil {
 				return err
 			}
+			p.consumed.Add(int64(n))
 			consumed[i].add(time.Since(start), c.Duration, int64(n))
 		}
 	})
@@ -94,6 +104,7 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 	t.metrics = append(t.metrics, delivery(committed, p.consumers.records()).metrics("from commit to consumed")...)
 	t.metrics = append(t.metrics, in.metrics("published", c.Duration)...)
 	t.metrics = append(t.metrics, out.metrics("consumed", c.Duration)...)
+	t.metrics = append(t.metrics, lookMetrics(looks)...)
 	t.metrics = append(t.metrics, Metric{"backlog at the end", count, float64(published - t.messages)})
 	if c.Maintain > 0 {
 		t.metrics = append(t.metrics,
@@ -102,6 +113,47 @@ func (p *sustainedPhase) run(ctx context.Context, e *env) (tally, error) {
 			Metric{"space given back a message", bytesUnit, divide(float64(freed.Bytes), float64(published))})
 	}
 	return t, nil
+}
+
+// A look is what there is at the end of a quarter of the time, and at its start.
+type look struct {
+	bytes     int64 // of all tables
+	serverCPU time.Duration
+	consumed  int64
+}
+
+const readSchemaBytes = `
+SELECT sum(pg_catalog.pg_total_relation_size(oid))::bigint FROM pg_catalog.pg_class
+WHERE relnamespace = pg_catalog.to_regnamespace($1) AND relkind = 'r'`
+
+func (p *sustainedPhase) look(ctx context.Context, e *env, start time.Time) ([]look, error) {
+	var all []look
+	for i := range 5 {
+		if err := pause(ctx, time.After(time.Until(start.Add(e.config.Duration*time.Duration(i)/4)))); err != nil {
+			return nil, err
+		}
+		l := look{serverCPU: e.postmaster.cpu(), consumed: p.consumed.Load()}
+		if err := e.pool.QueryRow(ctx, readSchemaBytes, e.quotedSchema()).Scan(&l.bytes); err != nil {
+			return nil, err
+		}
+		all = append(all, l)
+	}
+	return all, nil
+}
+
+// lookMetrics returns the size after each quarter, and what the server used for a message consumed in it.
+func lookMetrics(looks []look) []Metric {
+	var sizes, cpu []Metric
+	for i, label := range quarterLabels {
+		before, after := looks[i], looks[i+1]
+		sizes = append(sizes, Metric{"size of all tables after the " + label + " quarter", bytesUnit, float64(after.bytes)})
+		if after.serverCPU > before.serverCPU {
+			used := (after.serverCPU - before.serverCPU).Seconds()
+			cpu = append(cpu, Metric{"server CPU a message consumed in the " + label + " quarter", seconds,
+				divide(used, float64(after.consumed-before.consumed))})
+		}
+	}
+	return append(sizes, cpu...)
 }
 
 // maintain runs maintenance until the time is over, ten times in the age at which a slot is left.
@@ -142,6 +194,11 @@ func (p *sustainedPhase) publish(ctx context.Context, e *env, start time.Time, i
 	for {
 		if wait := time.Until(due); interval > 0 && wait > 0 {
 			if err := pause(ctx, time.After(min(wait, c.Duration))); err != nil {
+				return err
+			}
+		}
+		for c.Backlog > 0 && e.next.Load()-p.consumed.Load() >= int64(c.Backlog) && time.Since(start) < c.Duration {
+			if err := pause(ctx, time.After(time.Millisecond)); err != nil {
 				return err
 			}
 		}
