@@ -7,6 +7,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"github.com/fastpubsub/fastpubsub/store"
 )
 
 // A slot is a partition of a ring, or of each table of a ring that several share.
@@ -55,6 +57,23 @@ SELECT coalesce((SELECT extract(epoch FROM {schema}.clock() - min(m.created_at))
 // getReaders has the subscriptions that still need a slot of the log: for what they have not looked at, that of late
 // transactions included, or for what is leased.
 const getReaders = `SELECT sub_id, backlog, leased FROM {schema}.message_slot_needs(%d::smallint) ORDER BY sub_id`
+
+// getWaits has the transactions for which maintenance waits before it truncates a slot, and whether it has found nothing in
+// it that is needed.
+const getWaits = `
+SELECT s.unneeded_at IS NOT NULL,
+       ARRAY(SELECT DISTINCT coalesce('pid ' || l.pid, 'a prepared transaction') FROM pg_locks l WHERE l.granted AND l.virtualtransaction = ANY (s.waits_for) ORDER BY 1)
+FROM {schema}.slots s
+WHERE s.ring = $1 AND s.slot = $2`
+
+type waits struct {
+	Unneeded bool
+	For      []string
+}
+
+func (e *examiner) waits(ctx context.Context, ring string, slot int) (waits, error) {
+	return row[waits](ctx, e, getWaits, ring, slot)
+}
 
 // checkMessageSlots looks at the ring of the log.
 func (e *examiner) checkMessageSlots(ctx context.Context) error {
@@ -108,6 +127,10 @@ func (e *examiner) checkMessageSlot(ctx context.Context, s slot, current int, se
 	if err != nil {
 		return err
 	}
+	waits, err := e.waits(ctx, store.RingMessages, s.Number)
+	if err != nil {
+		return err
+	}
 	unread, leased, snapshots := []string{}, []string{}, []string{}
 	for _, r := range readers {
 		if r.Unread {
@@ -117,8 +140,8 @@ func (e *examiner) checkMessageSlot(ctx context.Context, s slot, current int, se
 			leased = append(leased, r.ID)
 		}
 	}
-	for i := range sessions {
-		if o := &sessions[i]; ends.XidAge >= 0 && max(o.SnapshotAge, o.WriteAge) >= ends.XidAge {
+	for i := range sessions { // until maintenance has noted for whom it waits
+		if o := &sessions[i]; !waits.Unneeded && ends.XidAge >= 0 && max(o.SnapshotAge, o.WriteAge) >= ends.XidAge {
 			snapshots = append(snapshots, fmt.Sprintf("pid %d", o.PID))
 		}
 	}
@@ -126,8 +149,9 @@ func (e *examiner) checkMessageSlot(ctx context.Context, s slot, current int, se
 	keep.add("unread by subscription", unread, "start their consumers, or delete subscriptions that nobody needs")
 	keep.add("leased by subscription", leased, "wait for their acks, or run fastpubsub cleanup_stuck_messages")
 	keep.add("seen by the older snapshot of", snapshots, "see horizon")
+	keep.addWaits(waits)
 	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "oldest_seconds": ends.Oldest, "newest_seconds": ends.Newest,
-		"unread_by": some(unread), "leased_by": some(leased), "snapshots": some(snapshots)}
+		"unread_by": some(unread), "leased_by": some(leased), "snapshots": some(snapshots), "waits_for": some(waits.For)}
 	text := fmt.Sprintf("slot %s of the log: %s", slotName(s.Number, current), size(s.Bytes))
 	if ends.Oldest >= 0 {
 		text += ", oldest message " + span(seconds(ends.Oldest))
@@ -153,6 +177,15 @@ func (r *reasons) add(why string, names []string, remedy string) {
 	}
 	r.texts = append(r.texts, text)
 	r.remedies = append(r.remedies, remedy)
+}
+
+// addWaits: those that still run. Maintenance waits for them up to a limit, MaintenanceSettings.Patience.
+func (r *reasons) addWaits(w waits) {
+	why := "may still be written by"
+	if w.Unneeded {
+		why = "nothing in it is needed, but it may still be read by"
+	}
+	r.add(why, w.For, "end those transactions, or wait: see horizon")
 }
 
 // some keeps a list of facts from being endless.
@@ -233,6 +266,10 @@ func (e *examiner) checkLeaseSlot(ctx context.Context, s slot, current int) erro
 	if err != nil {
 		return err
 	}
+	waits, err := e.waits(ctx, store.RingLeases, s.Number)
+	if err != nil {
+		return err
+	}
 	leases, cursors := []string{}, []string{}
 	for _, h := range holders {
 		if h.Leases {
@@ -245,7 +282,8 @@ func (e *examiner) checkLeaseSlot(ctx context.Context, s slot, current int) erro
 	var keep reasons
 	keep.add("leases that are open or not yet counted, of subscription", leases, "wait for their acks, or run fastpubsub cleanup_stuck_messages")
 	keep.add("the state of subscription", cursors, "consume from them, or delete those that nobody needs")
-	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "earliest_deadline_seconds_ago": oldest.Seconds, "leases_of": some(leases), "cursors_of": some(cursors)}
+	keep.addWaits(waits)
+	f := facts{"slot": s.Number, "current": s.Number == current, "bytes": s.Bytes, "earliest_deadline_seconds_ago": oldest.Seconds, "leases_of": some(leases), "cursors_of": some(cursors), "waits_for": some(waits.For)}
 	text := fmt.Sprintf("slot %s of leases and cursors: %s", slotName(s.Number, current), size(s.Bytes))
 	if oldest.Seconds > 0 {
 		text += ", earliest deadline " + span(seconds(oldest.Seconds)) + " ago"

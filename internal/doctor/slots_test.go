@@ -70,6 +70,20 @@ func TestSlotSnapshot(t *testing.T) {
 		t.Fatal(err)
 	}
 	want(t, examine(t, db), "message_slots", doctor.OK, "maintenance truncates it", "slot 0 of the log: ", "nothing keeps it from being truncated")
+
+	// One that maintenance waits for need not have a snapshot.
+	tx = begin(t, db, "SELECT 1")
+	freed, err := broker.CleanupAcked(t.Context(), time.Nanosecond)
+	if err != nil || freed.Waiting == 0 {
+		t.Fatalf("nothing waits: %+v, %v", freed, err)
+	}
+	f := want(t, examine(t, db), "message_slots", doctor.OK, "end those transactions", "slot 0 of the log: ", "nothing in it is needed, but it may still be read by pid ")
+	if pids := f.Facts["waits_for"].([]string); len(pids) != 1 {
+		t.Errorf("waits for %v", pids)
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
 	report := examine(t, db, limits(doctor.Limits{SlotAge: time.Nanosecond}))
 	want(t, report, "message_slots", doctor.Warning, "maintenance truncates it", "slot 0 of the log: ", "nothing keeps it from being truncated")
 }
