@@ -15,8 +15,6 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
-
-	"github.com/fastpubsub/fastpubsub/store"
 )
 
 // ReceiveOptions say how [Broker.Receive] and [Broker.ReceiveTx] work. The zero ReceiveOptions are good ones.
@@ -43,6 +41,8 @@ type ReceiveOptions struct {
 	// ShutdownTimeout is how long handlers may go on after ctx has ended, before their contexts are cancelled. Default 10
 	// seconds.
 	ShutdownTimeout time.Duration
+	// Logger is told what goes wrong. Default the Broker's; of another [Source], slog.Default().
+	Logger *slog.Logger
 }
 
 const (
@@ -140,7 +140,13 @@ func decodePayload[T any](msg Message) (v T, err error) {
 // returns ErrNotFound if there is no such subscription, or when it is deleted; an InvalidError for options out of range;
 // ErrSchemaOutdated and ErrBinaryOutdated.
 func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Handler, options ReceiveOptions) error {
-	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, false)
+	return ReceiveFrom(ctx, b, subscriptionID, handle, options)
+}
+
+// ReceiveFrom is [Broker.Receive] for any source of messages. It goes on after all errors of the source but those that Receive
+// returns, and [ErrCredentials], [ErrToken] and [ErrScope].
+func ReceiveFrom(ctx context.Context, source Source, subscriptionID string, handle Handler, options ReceiveOptions) error {
+	r, err := newReceiver(ctx, source, nil, subscriptionID, options, handle == nil)
 	if err != nil {
 		return err
 	}
@@ -150,12 +156,12 @@ func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Hand
 
 // A receiver is one call of Receive or ReceiveTx.
 type receiver struct {
-	b        *Broker
-	id       string // of the subscription
+	from     supply
+	tx       *Broker // of ReceiveTx, else nil
+	id       string  // of the subscription
 	options  ReceiveOptions
-	claim    store.Claim
+	consume  ConsumeOptions // but for Max
 	deadline time.Duration
-	tx       bool
 	handle   func(ctx context.Context, it *item) error
 
 	handlers context.Context // what handlers' contexts come from
@@ -178,7 +184,7 @@ type receiver struct {
 	ratedAt  time.Time
 	rate     float64 // messages a second
 	acks     []ID
-	nacks    map[nackKind][]Delivery
+	nacks    map[NackOptions][]Delivery
 	pending  int // deliveries in nacks
 	oldest   time.Time
 }
@@ -192,14 +198,7 @@ type item struct {
 	lost    bool
 }
 
-// nackKind is what nacks of one call have in common.
-type nackKind struct {
-	act   string
-	delay int // seconds; -1 for the backoff
-	text  string
-}
-
-func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o ReceiveOptions, noHandler, tx bool) (*receiver, error) {
+func newReceiver(ctx context.Context, source Source, tx *Broker, subscriptionID string, o ReceiveOptions, noHandler bool) (*receiver, error) {
 	var p problems
 	if noHandler {
 		p.add("handler", "missing", "must not be nil")
@@ -212,8 +211,8 @@ func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o Recei
 		o.Consumer = fmt.Sprintf("%.100s:%d", host, os.Getpid())
 	}
 	highest := maxConcurrency
-	if tx {
-		highest = min(highest, int(b.pool.Config().MaxConns)-1)
+	if tx != nil {
+		highest = min(highest, int(tx.pool.Config().MaxConns)-1)
 	}
 	if o.Concurrency == 0 {
 		o.Concurrency = max(1, min(defaultConcurrency, (highest+1)/2))
@@ -236,23 +235,26 @@ func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o Recei
 	if o.MaxHandling < 0 || o.ShutdownTimeout < 0 {
 		p.add("timeouts", "greater_than_equal", "must not be negative")
 	}
-	consume := ConsumeOptions{Consumer: o.Consumer, Max: 1, AckDeadline: o.AckDeadline, Single: tx}
-	claim, err := consume.check()
+	consume := ConsumeOptions{Consumer: o.Consumer, Max: 1, AckDeadline: o.AckDeadline, Single: tx != nil}
+	_, err := consume.check()
 	if invalid := (*InvalidError)(nil); errors.As(err, &invalid) {
 		p = append(p, invalid.Problems...)
 	}
 	if err := p.err(); err != nil {
 		return nil, fmt.Errorf("receive from %q: %w", subscriptionID, err)
 	}
-	claim.SubscriptionID = subscriptionID
+	from := supplyOf(source)
+	if o.Logger == nil {
+		o.Logger = from.defaultLogger()
+	}
 	r := &receiver{
-		b: b, id: subscriptionID, options: o, claim: claim, tx: tx,
+		from: from, tx: tx, id: subscriptionID, options: o, consume: consume,
 		room: make(chan struct{}, 1), results: make(chan struct{}, 1), enough: make(chan struct{}, 1),
-		running: map[*item]struct{}{}, nacks: map[nackKind][]Delivery{},
+		running: map[*item]struct{}{}, nacks: map[NackOptions][]Delivery{},
 	}
 	r.nonEmpty = sync.NewCond(&r.mu)
 	for retry := retryFrom; ; retry = min(2*retry, retryUpTo) {
-		sub, err := b.GetSubscription(ctx, subscriptionID)
+		sub, err := from.GetSubscription(ctx, subscriptionID)
 		if err == nil {
 			r.deadline = sub.AckDeadline
 			break
@@ -268,18 +270,22 @@ func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o Recei
 	if o.AckDeadline != 0 {
 		r.deadline = o.AckDeadline
 	}
-	n := seconds(r.deadline)
-	r.claim.AckDeadlineSeconds = &n
+	r.consume.AckDeadline = r.deadline
 	return r, nil
 }
 
 // fatal says that trying again will not help.
 func fatal(err error) bool {
-	return errors.Is(err, ErrNotFound) || errors.Is(err, ErrInvalid) || errors.Is(err, ErrSchemaOutdated) || errors.Is(err, ErrBinaryOutdated)
+	for _, target := range []error{ErrNotFound, ErrInvalid, ErrSchemaOutdated, ErrBinaryOutdated, ErrCredentials, ErrToken, ErrScope} {
+		if errors.Is(err, target) {
+			return true
+		}
+	}
+	return false
 }
 
 func (r *receiver) warn(what string, err error) {
-	r.b.logger.LogAttrs(context.Background(), slog.LevelWarn, what+", it will be tried again",
+	r.options.Logger.LogAttrs(context.Background(), slog.LevelWarn, what+", it will be tried again",
 		slog.String("subscription", r.id), slog.Any("error", err))
 }
 
@@ -354,23 +360,21 @@ func (r *receiver) run(ctx context.Context) error {
 	return nil
 }
 
-// fetch takes messages until ctx ends, with claims for the calls, which are not to be cancelled as long as it can be helped: what they
-// took would be lost to the others until its ack deadline.
+// fetch takes messages until ctx ends.
 func (r *receiver) fetch(ctx, claims context.Context) error {
-	m := r.b.waits.join(r.id)
-	defer m.leave()
+	take, leave := r.from.join(r.id)
+	defer leave()
 	retry := retryFrom
 	for ctx.Err() == nil {
-		claim := r.claim
-		if claim.Max = r.wanted(); claim.Max == 0 {
+		options := r.consume
+		if options.Max = r.wanted(); options.Max == 0 {
 			select {
 			case <-r.room:
 			case <-ctx.Done():
 			}
 			continue
 		}
-		began := time.Now()
-		msgs, more, err := r.b.claim(claims, claim)
+		msgs, since, err := take(ctx, claims, options)
 		switch {
 		case errors.Is(err, ErrBusy):
 			_ = sleep(ctx, busyPause/2+rand.N(busyPause))
@@ -386,15 +390,9 @@ func (r *receiver) fetch(ctx, claims context.Context) error {
 			continue
 		}
 		retry = retryFrom
-		if more {
-			continue
-		}
-		m.claimed(len(msgs), claim.Max)
 		if len(msgs) > 0 {
-			r.add(msgs, began.Add(r.deadline))
-			continue
+			r.add(msgs, since.Add(r.deadline))
 		}
-		_, _ = m.wait(ctx, claim.Max, time.Hour)
 	}
 	return nil
 }
@@ -458,10 +456,10 @@ func (r *receiver) giveBackQueue() {
 
 func (r *receiver) giveBack(it *item) {
 	r.bytes -= len(it.msg.Payload)
-	r.nack(it, nackKind{act: store.GiveBack, delay: -1})
+	r.nack(it, NackOptions{Uncounted: true})
 }
 
-func (r *receiver) nack(it *item, kind nackKind) {
+func (r *receiver) nack(it *item, kind NackOptions) {
 	r.nacks[kind] = append(r.nacks[kind], it.msg.Delivery)
 	r.pending++
 	r.resulted(r.pending)
@@ -555,26 +553,26 @@ func (r *receiver) settle(ctx context.Context, it *item, err error) {
 		r.giveBack(it)
 	case errors.As(err, &snooze):
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, nackKind{act: store.GiveBack, delay: wholeSeconds(snooze.d)})
+		r.nack(it, NackOptions{Uncounted: true, Delay: wholeSeconds(snooze.d)})
 	case errors.As(err, &permanent):
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, nackKind{act: store.Bury, delay: -1, text: err.Error()})
+		r.nack(it, NackOptions{DeadLetter: true, Error: err.Error()})
 	default:
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, nackKind{act: store.Retry, delay: -1, text: err.Error()})
+		r.nack(it, NackOptions{Error: err.Error()})
 	}
 	r.mu.Unlock()
 	if err != nil && snooze == nil && !stopped && !errors.Is(err, errCommitted) && !errors.Is(err, errNotOurs) && !errors.Is(err, errNotBegun) {
-		r.b.logger.LogAttrs(ctx, slog.LevelWarn, "handler failed", slog.String("subscription", r.id), slog.String("message", it.msg.ID.String()),
+		r.options.Logger.LogAttrs(ctx, slog.LevelWarn, "handler failed", slog.String("subscription", r.id), slog.String("message", it.msg.ID.String()),
 			slog.Int("attempt", it.msg.DeliveryAttempts), slog.Bool("permanent", permanent != nil), slog.Bool("lease_lost", lost), slog.Any("error", err))
 	}
 }
 
-func wholeSeconds(d time.Duration) int {
+func wholeSeconds(d time.Duration) time.Duration {
 	if d <= 0 {
 		return 0
 	}
-	return int(min((d-1)/time.Second+1, maxDelaySeconds))
+	return min((d-1)/time.Second+1, maxDelaySeconds) * time.Second
 }
 
 // keep extends the ack deadlines of what handlers work on, gives back what has waited for one for too long, and cancels handlers
@@ -613,10 +611,10 @@ func (r *receiver) expiring(now time.Time) (extend []*item) {
 		over := now.Sub(it.started) >= r.options.MaxHandling
 		switch {
 		case it.lost:
-		case over && r.tx, !now.Before(it.expires) && !r.tx: // it has a row locked, else
+		case over && r.tx != nil, !now.Before(it.expires) && r.tx == nil: // it has a row locked, else
 			it.lost = true
 			it.cancel(ErrLeaseLost)
-		case !over && !r.tx && it.expires.Sub(now) < r.deadline/2:
+		case !over && r.tx == nil && it.expires.Sub(now) < r.deadline/2:
 			extend = append(extend, it)
 		}
 	}
@@ -632,7 +630,7 @@ func (r *receiver) extend(ctx context.Context, items []*item) error {
 		all[i] = it.msg.Delivery
 	}
 	began := time.Now()
-	n, err := r.b.Extend(ctx, r.id, all, r.deadline)
+	n, err := r.from.Extend(ctx, r.id, all, r.deadline)
 	if err != nil {
 		return err
 	}

@@ -4,10 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
-	"slices"
 	"time"
-
-	"github.com/fastpubsub/fastpubsub/store"
 )
 
 // send acks and nacks, many at once, until all handlers have returned and everything is sent. It returns how many were not when ctx
@@ -72,7 +69,7 @@ func (r *receiver) gather(handled <-chan struct{}) (last bool) {
 }
 
 // takeResults takes what is to be sent now. Nacks wait somewhat longer than acks, to be more.
-func (r *receiver) takeResults(all bool) ([]ID, map[nackKind][]Delivery) {
+func (r *receiver) takeResults(all bool) ([]ID, map[NackOptions][]Delivery) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := min(len(r.acks), maxAckIDs)
@@ -80,10 +77,10 @@ func (r *receiver) takeResults(all bool) ([]ID, map[nackKind][]Delivery) {
 	if r.acks = r.acks[n:]; len(r.acks) == 0 {
 		r.acks = nil
 	}
-	var nacks map[nackKind][]Delivery
+	var nacks map[NackOptions][]Delivery
 	if r.pending > 0 && (all || r.pending >= gatherEnough || time.Since(r.oldest) >= nackGather) {
 		nacks = r.nacks
-		r.nacks, r.pending = map[nackKind][]Delivery{}, 0
+		r.nacks, r.pending = map[NackOptions][]Delivery{}, 0
 	}
 	if r.pending == 0 {
 		r.oldest = time.Time{}
@@ -94,7 +91,7 @@ func (r *receiver) takeResults(all bool) ([]ID, map[nackKind][]Delivery) {
 	return acks, nacks
 }
 
-func (r *receiver) putBack(acks []ID, nacks map[nackKind][]Delivery) {
+func (r *receiver) putBack(acks []ID, nacks map[NackOptions][]Delivery) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.acks = append(acks, r.acks...)
@@ -108,29 +105,16 @@ func (r *receiver) putBack(acks []ID, nacks map[nackKind][]Delivery) {
 	}
 }
 
-func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[nackKind][]Delivery) (acked bool, err error) {
+func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[NackOptions][]Delivery) (acked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if len(acks) > 0 {
-		if _, err := r.b.Ack(ctx, r.id, acks); err != nil {
+		if _, err := r.from.Ack(ctx, r.id, acks); err != nil {
 			return false, err
 		}
 	}
 	if len(nacks) == 0 {
 		return true, nil
 	}
-	var all []store.Nack
-	for kind, deliveries := range nacks {
-		n := store.Nack{Ranges: ranges(deliveries), Error: errorText(kind.text), Act: kind.act}
-		if kind.delay >= 0 {
-			n.DelaySeconds = &kind.delay
-		}
-		all = append(all, n)
-	}
-	slices.SortFunc(all, func(a, b store.Nack) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
-	if err := r.b.store.NackAll(ctx, r.b.pool, r.id, all); err != nil {
-		return true, err
-	}
-	r.b.changed(r.id)
-	return true, nil
+	return true, r.from.nackAll(ctx, r.id, nacks)
 }

@@ -45,6 +45,11 @@ var errLoopPanic = errors.New("the loop ended by a panic or runtime.Goexit")
 // back, and the loop is left when the acks have been sent, which may take 5 seconds while the database is away; those that could
 // not be sent are logged, and their messages come again.
 func (b *Broker) Messages(ctx context.Context, subscriptionID string, options ReceiveOptions) iter.Seq2[*Received, error] {
+	return MessagesFrom(ctx, b, subscriptionID, options)
+}
+
+// MessagesFrom is [Broker.Messages] for any source of messages; see [ReceiveFrom].
+func MessagesFrom(ctx context.Context, source Source, subscriptionID string, options ReceiveOptions) iter.Seq2[*Received, error] {
 	return func(yield func(*Received, error) bool) {
 		if options.Concurrency == 0 {
 			options.Concurrency = 1
@@ -55,7 +60,7 @@ func (b *Broker) Messages(ctx context.Context, subscriptionID string, options Re
 			yield(nil, err)
 			return
 		}
-		r, err := b.newReceiver(ctx, subscriptionID, options, false, false)
+		r, err := newReceiver(ctx, source, nil, subscriptionID, options, false)
 		if err != nil {
 			if ctx.Err() == nil {
 				yield(nil, err)
@@ -82,7 +87,7 @@ func (b *Broker) Messages(ctx context.Context, subscriptionID string, options Re
 				return
 			}
 			if err := <-ended; err != nil {
-				b.logger.LogAttrs(ctx, slog.LevelWarn, "loop over messages was left", slog.Any("error", err))
+				r.options.Logger.LogAttrs(ctx, slog.LevelWarn, "loop over messages was left", slog.Any("error", err))
 			}
 		}()
 		for {

@@ -17,7 +17,7 @@ import (
 // connection is gone. A handler must not use the pool for what belongs to the message, and whatever connections it
 // takes besides tx must be left over: the pool needs more than Concurrency.
 func (b *Broker) ReceiveTx(ctx context.Context, subscriptionID string, handle TxHandler, options ReceiveOptions) error {
-	r, err := b.newReceiver(ctx, subscriptionID, options, handle == nil, true)
+	r, err := newReceiver(ctx, b, b, subscriptionID, options, handle == nil)
 	if err != nil {
 		return err
 	}
@@ -31,7 +31,7 @@ func (r *receiver) inTx(ctx context.Context, it *item, handle TxHandler) (err er
 	if err != nil {
 		return err
 	}
-	announced := &announcedTx{Tx: tx, b: r.b}
+	announced := &announcedTx{Tx: tx, b: r.tx}
 	defer func() { // after a panic, too
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), notifyTimeout)
 		defer cancel()
@@ -55,10 +55,10 @@ func (r *receiver) inTx(ctx context.Context, it *item, handle TxHandler) (err er
 
 // begin begins a transaction with the ack, which locks the message until the end.
 func (r *receiver) begin(ctx context.Context, it *item) (tx pgx.Tx, err error) {
-	tx, err = r.b.pool.BeginTx(ctx, pgx.TxOptions{})
+	tx, err = r.tx.pool.BeginTx(ctx, pgx.TxOptions{})
 	if err == nil {
 		var n int
-		if n, err = r.b.AckTx(ctx, tx, r.id, []ID{it.msg.ID}); err == nil && n == 1 {
+		if n, err = r.tx.AckTx(ctx, tx, r.id, []ID{it.msg.ID}); err == nil && n == 1 {
 			return tx, nil
 		}
 		if rollbackErr := tx.Rollback(context.WithoutCancel(ctx)); err == nil && rollbackErr == nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"io"
+	"math"
 	"math/big"
 	"net/http"
 	"net/http/httptest"
@@ -110,6 +111,15 @@ func FuzzNack(f *testing.F) {
 	}
 	f.Add(`{"ids":1,"ids":[` + anID + `],"x":{}}`)
 	f.Add(`{"\u0069ds":[` + anID + `]}`)
+	for _, more := range []string{`"error":"no"`, `"error":null`, `"error":5`, `"dead_letter":true`, `"dead_letter":null`, `"uncounted":true,"dead_letter":false`, `"uncounted":1`} {
+		f.Add(`{"ids":[` + anID + `],` + more + `}`)
+	}
+	for _, attempts := range []string{`1`, `0`, `-1`, `1.5`, `2147483647`, `2147483648`, `1e400`, `"1"`, `null`} {
+		f.Add(`{"deliveries":[{"id":` + anID + `,"delivery_attempts":` + attempts + `}]}`)
+	}
+	f.Add(`{"deliveries":[{"id":5,"delivery_attempts":1}, 5, {}]}`)
+	f.Add(`{"deliveries":[],"ids":[]}`)
+	f.Add(`{"deliveries":null,"ids":[]}`)
 	f.Fuzz(func(t *testing.T, body string) {
 		b := working()
 		var got []fastpubsub.Delivery
@@ -120,17 +130,29 @@ func FuzzNack(f *testing.F) {
 		}
 		w := fuzzed(t, b, "POST", "/subscriptions/s/nacks", "", body)
 		ids, ok := referenceIDs(body)
+		var want []fastpubsub.Delivery
 		var wantOptions fastpubsub.NackOptions
 		if strings.HasPrefix(strings.TrimLeft(body, " \t\r\n"), "{") {
 			var members map[string]json.RawMessage
 			ok = jsontext.CheckObject([]byte(body)) == nil && json.Unmarshal([]byte(body), &members) == nil
-			if ok {
+			if deliveries := string(members["deliveries"]); ok && deliveries != "" && deliveries != "null" {
+				want, ok = referenceDeliveries(deliveries)
+				ok = ok && members["ids"] == nil
+			} else if ok {
 				ids, ok = referenceIDs(string(members["ids"]))
+			}
+			if text := string(members["error"]); ok && text != "" && text != "null" {
+				ok = json.Unmarshal(members["error"], &wantOptions.Error) == nil
+			}
+			for name, flag := range map[string]*bool{"dead_letter": &wantOptions.DeadLetter, "uncounted": &wantOptions.Uncounted} {
+				if text := string(members[name]); ok && text != "" && text != "null" {
+					ok = json.Unmarshal(members[name], flag) == nil
+				}
 			}
 			if delay := string(members["delay_seconds"]); ok && delay != "" && delay != "null" {
 				var n int64
 				n, ok = wholeNumber(delay, 0, 366*24*60*60)
-				wantOptions = fastpubsub.NackOptions{Delay: time.Duration(n) * time.Second, Immediate: n == 0}
+				wantOptions.Delay, wantOptions.Immediate = time.Duration(n)*time.Second, n == 0
 			}
 		}
 		if (w.Code == 204) != ok || w.Code != 204 && w.Code != 422 {
@@ -139,14 +161,29 @@ func FuzzNack(f *testing.F) {
 		if !ok {
 			return
 		}
-		want := make([]fastpubsub.Delivery, len(ids))
-		for i, id := range ids {
-			want[i].ID = id
+		for _, id := range ids {
+			want = append(want, fastpubsub.Delivery{ID: id})
 		}
 		if !slices.Equal(want, got) || options != wantOptions {
 			t.Errorf("%q: %v %+v, want %v %+v", body, got, options, want, wantOptions)
 		}
 	})
+}
+
+func referenceDeliveries(text string) (all []fastpubsub.Delivery, ok bool) {
+	var list []map[string]json.RawMessage
+	if json.Unmarshal([]byte(text), &list) != nil {
+		return nil, false
+	}
+	for _, members := range list {
+		ids, ok := referenceIDs("[" + string(members["id"]) + "]")
+		n, whole := wholeNumber(string(members["delivery_attempts"]), 1, math.MaxInt32)
+		if !ok || !whole || len(ids) != 1 {
+			return nil, false
+		}
+		all = append(all, fastpubsub.Delivery{ID: ids[0], DeliveryAttempts: int(n)})
+	}
+	return all, len(all) <= 1000
 }
 
 var decimal = regexp.MustCompile(`^-?[0-9]+$`)

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"math"
 	"net/http"
 	"slices"
 	"strconv"
@@ -349,45 +350,52 @@ func appendID(text []byte, id fastpubsub.ID) []byte {
 }
 
 func (a *API) ack(w http.ResponseWriter, r *http.Request) error {
-	return a.change(w, r, a.readIDs, a.broker.Ack)
+	return change(a, w, r, a.readIDs, a.broker.Ack)
 }
 
 func (a *API) reprocess(w http.ResponseWriter, r *http.Request) error {
-	return a.change(w, r, a.readIDs, a.broker.Reprocess)
+	return change(a, w, r, a.readIDs, a.broker.Reprocess)
 }
 
-// nack takes a list of ids, or {"ids": [...], "delay_seconds": n}.
+// nack takes a list of ids, or an object with "ids" or "deliveries" and options.
 func (a *API) nack(w http.ResponseWriter, r *http.Request) error {
 	var options fastpubsub.NackOptions
-	read := func(body []byte) ([]fastpubsub.ID, error) {
+	read := func(body []byte) ([]fastpubsub.Delivery, error) {
 		if body[skipSpace(body, 0)] != '{' {
-			return a.readIDs(body)
+			ids, err := a.readIDs(body)
+			return anyDelivery(ids), err
 		}
 		f, err := readObject(body)
 		if err != nil {
 			return nil, err
 		}
-		ids := a.idsField(f, "ids")
+		deliveries := a.deliveries(f)
 		if delay, ok := f.optional("delay_seconds", 0, maxDelaySeconds); ok {
 			options.Delay = time.Duration(delay) * time.Second
 			options.Immediate = delay == 0
 		}
-		return ids, f.err()
+		if value, ok := f.values["error"]; ok && string(value) != "null" {
+			options.Error = f.text("error")
+		}
+		deadLetter, uncounted := f.boolean("dead_letter"), f.boolean("uncounted")
+		options.DeadLetter = deadLetter != nil && *deadLetter
+		options.Uncounted = uncounted != nil && *uncounted
+		return deliveries, f.err()
 	}
-	return a.change(w, r, read, func(ctx context.Context, id string, ids []fastpubsub.ID) (int, error) {
-		return a.broker.Nack(ctx, id, anyDelivery(ids), options)
+	return change(a, w, r, read, func(ctx context.Context, id string, deliveries []fastpubsub.Delivery) (int, error) {
+		return a.broker.Nack(ctx, id, deliveries, options)
 	})
 }
 
-// extend takes {"ids": [...], "ack_deadline_seconds": n}.
+// extend takes an object with "ids" or "deliveries", and "ack_deadline_seconds".
 func (a *API) extend(w http.ResponseWriter, r *http.Request) error {
 	var ackDeadline time.Duration
-	read := func(body []byte) ([]fastpubsub.ID, error) {
+	read := func(body []byte) ([]fastpubsub.Delivery, error) {
 		f, err := readObject(body)
 		if err != nil {
 			return nil, err
 		}
-		ids := a.idsField(f, "ids")
+		deliveries := a.deliveries(f)
 		n, ok := f.optional("ack_deadline_seconds", 0, maxAckDeadlineSeconds)
 		if !ok && f.values["ack_deadline_seconds"] == nil {
 			f.add([]any{"body", "ack_deadline_seconds"}, "missing", "must not be missing")
@@ -395,10 +403,10 @@ func (a *API) extend(w http.ResponseWriter, r *http.Request) error {
 			f.add([]any{"body", "ack_deadline_seconds"}, "int_type", "must be an integer")
 		}
 		ackDeadline = time.Duration(n) * time.Second
-		return ids, f.err()
+		return deliveries, f.err()
 	}
-	return a.change(w, r, read, func(ctx context.Context, id string, ids []fastpubsub.ID) (int, error) {
-		return a.broker.Extend(ctx, id, anyDelivery(ids), ackDeadline)
+	return change(a, w, r, read, func(ctx context.Context, id string, deliveries []fastpubsub.Delivery) (int, error) {
+		return a.broker.Extend(ctx, id, deliveries, ackDeadline)
 	})
 }
 
@@ -411,15 +419,15 @@ func anyDelivery(ids []fastpubsub.ID) []fastpubsub.Delivery {
 	return all
 }
 
-// change does what all operations on messages have in common: it reads ids, runs the operation, and answers with nothing or,
-// if that is preferred, with how many messages it changed.
-func (a *API) change(w http.ResponseWriter, r *http.Request, read func(body []byte) ([]fastpubsub.ID, error),
-	run func(ctx context.Context, subscriptionID string, ids []fastpubsub.ID) (int, error)) error {
+// change does what all operations on messages have in common: it reads which ones, runs the operation, and answers with
+// nothing or, if that is preferred, with how many messages it changed.
+func change[T any](a *API, w http.ResponseWriter, r *http.Request, read func(body []byte) ([]T, error),
+	run func(ctx context.Context, subscriptionID string, which []T) (int, error)) error {
 	body, err := a.readBody(w, r)
 	if err != nil {
 		return err
 	}
-	ids, err := read(body)
+	which, err := read(body)
 	if err != nil {
 		return err
 	}
@@ -427,7 +435,7 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, read func(body []by
 	if err != nil {
 		return err
 	}
-	n, err := run(r.Context(), id, ids)
+	n, err := run(r.Context(), id, which)
 	if err != nil {
 		return err
 	}
@@ -439,8 +447,21 @@ func (a *API) change(w http.ResponseWriter, r *http.Request, read func(body []by
 	return nil
 }
 
-// idsField reads the ids in a member of an object, which is JSON.
-func (a *API) idsField(f *bodyFields, name string) []fastpubsub.ID {
+// deliveries reads "deliveries": [{"id": ..., "delivery_attempts": n}, ...], which say which delivery of each message is meant, or
+// "ids" for whichever is the current one.
+func (a *API) deliveries(f *bodyFields) []fastpubsub.Delivery {
+	if value, ok := f.values["deliveries"]; ok && string(value) != "null" {
+		if f.values["ids"] != nil {
+			f.add([]any{"body", "deliveries"}, "value_error", "must not be there beside ids")
+			return nil
+		}
+		return listField(a, f, "deliveries", appendReadDelivery)
+	}
+	return anyDelivery(listField(a, f, "ids", appendReadID))
+}
+
+// listField reads the list in a member of an object, which is JSON.
+func listField[T any](a *API, f *bodyFields, name string, read func(all []T, p *problems, loc []any, element []byte) []T) []T {
 	loc := []any{"body", name}
 	list := f.values[name]
 	switch {
@@ -452,11 +473,11 @@ func (a *API) idsField(f *bodyFields, name string) []fastpubsub.ID {
 		return nil
 	}
 	var p problems
-	var ids []fastpubsub.ID
+	var all []T
 	n := 0
 	for element := range jsontext.Elements(list) {
 		if n < a.config.AckMaxIDs {
-			ids = appendReadID(ids, &p, append(slices.Clip(loc), n), element)
+			all = read(all, &p, append(slices.Clip(loc), n), element)
 		}
 		n++
 	}
@@ -464,7 +485,42 @@ func (a *API) idsField(f *bodyFields, name string) []fastpubsub.ID {
 		p = tooLong(loc, n, a.config.AckMaxIDs)
 	}
 	f.problems = append(f.problems, p...)
-	return ids
+	return all
+}
+
+// appendReadDelivery reads an element of a list of deliveries.
+func appendReadDelivery(all []fastpubsub.Delivery, p *problems, loc []any, element []byte) []fastpubsub.Delivery {
+	if element[0] != '{' {
+		p.add(loc, "model_attributes_type", "must be an object")
+		return all
+	}
+	at := func(name string) []any { return append(slices.Clip(loc), name) }
+	id, attempts := member(element, "id"), member(element, "delivery_attempts")
+	var ids []fastpubsub.ID
+	if id == nil {
+		p.add(at("id"), "missing", "must not be missing")
+	} else {
+		ids = appendReadID(nil, p, at("id"), id)
+	}
+	n, whole := 0, false
+	switch {
+	case attempts == nil:
+		p.add(at("delivery_attempts"), "missing", "must not be missing")
+	case attempts[0] != '-' && (attempts[0] < '0' || attempts[0] > '9'):
+		p.add(at("delivery_attempts"), "int_type", "must be an integer")
+	default:
+		if n, whole = parseInteger(attempts); !whole {
+			p.add(at("delivery_attempts"), "int_from_float", "must be an integer, without a fraction")
+		} else if n < 1 {
+			p.add(at("delivery_attempts"), "greater_than_equal", "must be at least 1")
+		} else if n > math.MaxInt32 {
+			p.add(at("delivery_attempts"), "less_than_equal", "must be at most %d", math.MaxInt32)
+		}
+	}
+	for _, id := range ids {
+		all = append(all, fastpubsub.Delivery{ID: id, DeliveryAttempts: n})
+	}
+	return all
 }
 
 // appendReadID reads an element of a list of ids.

@@ -441,6 +441,9 @@ func TestOpenAPIIsTrue(t *testing.T) {
 	both := "[" + strings.Join(ids, ",") + "]"
 	tr.do(guarded, "POST", "/subscriptions/s/leases", `{"ids":`+both+`,"ack_deadline_seconds":600}`, 200, represented)
 	tr.do(guarded, "POST", "/subscriptions/s/leases", `{"ids":`+both+`,"ack_deadline_seconds":600}`, 204, admin)
+	deliveries := `{"deliveries":[{"id":` + ids[0] + `,"delivery_attempts":1}],`
+	tr.do(guarded, "POST", "/subscriptions/s/leases", deliveries+`"ack_deadline_seconds":600}`, 204, admin)
+	tr.do(guarded, "POST", "/subscriptions/s/nacks", deliveries+`"dead_letter":true,"error":"no"}`, 204, admin)
 	tr.do(guarded, "POST", "/subscriptions/s/nacks", both, 200, represented)
 	tr.do(guarded, "POST", "/subscriptions/s/nacks", `{"ids":`+both+`,"delay_seconds":0}`, 204, admin)
 	if text := tr.do(guarded, "GET", "/subscriptions/s/dlq", "", 200, admin); !strings.Contains(text, "attributes") {

@@ -181,6 +181,16 @@ func TestRoutes(t *testing.T) {
 		{"nack nothing", "POST", "/subscriptions/s/nacks", `[]`, nil, 204, ""},
 		{"nack on nothing", "POST", "/subscriptions/x/nacks", `[]`, nil, 404, noSubscription},
 		{"nack with a delay", "POST", "/subscriptions/s/nacks", ` {"ids":[` + anID + `],"delay_seconds":31622400}`, representation, 200, `{"count":1}`},
+		{"nack of a delivery", "POST", "/subscriptions/s/nacks", `{"deliveries":[{"id":` + anID + `,"delivery_attempts":2}],"dead_letter":true,"error":"no"}`, nil, 204, ""},
+		{"nack of deliveries and ids", "POST", "/subscriptions/s/nacks", `{"deliveries":[],"ids":[]}`, nil, 422, problem("value_error", `"body","deliveries"`, "must not be there beside ids")},
+		{"nack, flag word", "POST", "/subscriptions/s/nacks", `{"ids":[],"dead_letter":"yes"}`, nil, 422, problem("bool_type", `"body","dead_letter"`, "must be true or false")},
+		{"all that is wrong with a delivery", "POST", "/subscriptions/s/nacks", `{"deliveries":[{"id":"a","delivery_attempts":0},{},5]}`, nil, 422, `{"detail":[` +
+			`{"type":"uuid_parsing","loc":["body","deliveries",0,"id"],"msg":"must be a UUID"},` +
+			`{"type":"greater_than_equal","loc":["body","deliveries",0,"delivery_attempts"],"msg":"must be at least 1"},` +
+			`{"type":"missing","loc":["body","deliveries",1,"id"],"msg":"must not be missing"},` +
+			`{"type":"missing","loc":["body","deliveries",1,"delivery_attempts"],"msg":"must not be missing"},` +
+			`{"type":"model_attributes_type","loc":["body","deliveries",2],"msg":"must be an object"}]}`},
+		{"extend a delivery", "POST", "/subscriptions/s/leases", `{"deliveries":[{"id":` + anID + `,"delivery_attempts":2}],"ack_deadline_seconds":9}`, nil, 204, ""},
 		{"nack, delay null", "POST", "/subscriptions/s/nacks", `{"ids":[` + anID + `],"delay_seconds":null}`, nil, 204, ""},
 		{"nack junk", "POST", "/subscriptions/x/nacks", `["a"]`, nil, 422, problem("uuid_parsing", `"body",0`, "must be a UUID")},
 		{"all that is wrong with nack", "POST", "/subscriptions/x/nacks", `{"delay_seconds":-1,"ids":["a",5,` + anID + `]}`, nil, 422, `{"detail":[` +

@@ -1,0 +1,127 @@
+package fastpubsub
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"slices"
+	"time"
+
+	"github.com/fastpubsub/fastpubsub/store"
+)
+
+// A Source is where [ReceiveFrom] has messages from: a [Broker], or what speaks to one, as the client of the REST API does. Its
+// methods are safe for concurrent use and do what Broker's do, with the same errors. Consume may return fewer messages than
+// asked for, and must give back, or let come back after the ack deadline, what it took when ctx ended; Ack, Nack and Extend
+// take as many messages as those of Broker.
+type Source interface {
+	GetSubscription(ctx context.Context, id string) (Subscription, error)
+	Consume(ctx context.Context, subscriptionID string, options ConsumeOptions) ([]Message, error)
+	Ack(ctx context.Context, subscriptionID string, ids []ID) (int, error)
+	Nack(ctx context.Context, subscriptionID string, deliveries []Delivery, options NackOptions) (int, error)
+	Extend(ctx context.Context, subscriptionID string, deliveries []Delivery, ackDeadline time.Duration) (int, error)
+}
+
+// A supply is a Source as a receiver needs it.
+type supply interface {
+	Source
+	defaultLogger() *slog.Logger
+	// join returns what takes messages, until leave is called.
+	join(subscriptionID string) (_ take, leave func())
+	// nackAll nacks all, or returns an error and leaves in nacks what has to be tried again.
+	nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error
+}
+
+// take takes messages, or waits until there may be some, or ctx ends. It returns the time from which the ack deadline counts, at
+// the earliest. claims is for calls that are not to be cancelled as long as it can be helped: what they took would be lost to
+// the others until its ack deadline.
+type take func(ctx, claims context.Context, options ConsumeOptions) (msgs []Message, since time.Time, err error)
+
+func supplyOf(source Source) supply {
+	if b, ok := source.(*Broker); ok {
+		return brokerSupply{b}
+	}
+	return sourceSupply{source}
+}
+
+type brokerSupply struct{ *Broker }
+
+func (s brokerSupply) defaultLogger() *slog.Logger { return s.logger }
+
+func (s brokerSupply) join(subscriptionID string) (take, func()) {
+	m := s.waits.join(subscriptionID)
+	return func(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
+		claim, err := options.check()
+		if err != nil {
+			return nil, time.Time{}, err
+		}
+		claim.SubscriptionID = subscriptionID
+		began := time.Now()
+		msgs, more, err := s.claim(claims, claim)
+		if err != nil || more {
+			return nil, began, err
+		}
+		m.claimed(len(msgs), claim.Max)
+		if len(msgs) == 0 {
+			_, _ = m.wait(ctx, claim.Max, time.Hour)
+		}
+		return msgs, began, nil
+	}, m.leave
+}
+
+// nackAll nacks all kinds in one transaction.
+func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error {
+	all := make([]store.Nack, 0, len(nacks))
+	for options, deliveries := range nacks {
+		n, err := options.check()
+		if err != nil {
+			return err
+		}
+		n.Ranges = ranges(deliveries)
+		all = append(all, n)
+	}
+	slices.SortFunc(all, func(a, b store.Nack) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
+	if err := s.store.NackAll(ctx, s.pool, subscriptionID, all); err != nil {
+		return err
+	}
+	s.changed(subscriptionID)
+	return nil
+}
+
+type sourceSupply struct{ Source }
+
+func (sourceSupply) defaultLogger() *slog.Logger { return slog.Default() }
+
+// longestSourceWait bounds how long a call of Consume waits: the time counts against the ack deadline, since nobody knows when
+// in it the messages were taken.
+const longestSourceWait = 20 * time.Second
+
+func (s sourceSupply) join(subscriptionID string) (take, func()) {
+	empty := false
+	return func(ctx, _ context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
+		if empty {
+			wait := min(options.AckDeadline/4, longestSourceWait)
+			if options.Wait = wait.Truncate(time.Second); options.Wait == 0 {
+				if err := sleep(ctx, wait); err != nil {
+					return nil, time.Time{}, err
+				}
+			}
+		}
+		began := time.Now()
+		msgs, err := s.Consume(ctx, subscriptionID, options)
+		empty = err == nil && len(msgs) == 0
+		return msgs, began, err
+	}, func() {}
+}
+
+func (s sourceSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error {
+	var all error
+	for options, deliveries := range nacks {
+		if _, err := s.Nack(ctx, subscriptionID, deliveries, options); err != nil {
+			all = errors.Join(all, err)
+			continue
+		}
+		delete(nacks, options)
+	}
+	return all
+}
