@@ -9,7 +9,7 @@
 set -eu
 
 api=${API:?}/subscriptions/${1:?which subscription?}
-consumer=$(hostname)-$$
+consumer=$(uname -n)-$$
 
 # What there is to do with a payload.
 handle() {

@@ -40,7 +40,7 @@ func example(ctx context.Context, db demo.DB) error {
 		return err
 	}
 	defer os.RemoveAll(path)
-	for _, name := range []string{"curl", "hostname", "sed", "tr"} {
+	for _, name := range []string{"curl", "sed", "tr", "uname"} {
 		program, err := exec.LookPath(name)
 		if err != nil {
 			return err
