@@ -123,3 +123,40 @@ func ExampleBroker_ReceiveTx() {
 	// Output:
 	// invoices: 1
 }
+
+// A loop over messages, one at a time. What the body does not settle is acked when the loop goes on.
+func ExampleBroker_Messages() {
+	ctx := context.Background()
+	broker, db, err := exampleBroker(ctx)
+	if err != nil {
+		panic(err)
+	}
+	defer db.Close()
+	_, err = broker.Publish(ctx, "orders", fastpubsub.JSON(map[string]int{"order": 1}), fastpubsub.JSON(map[string]int{"order": 2}))
+	if err != nil {
+		panic(err)
+	}
+
+	ctx, cancel := context.WithCancel(ctx) // of a service, that of signal.NotifyContext
+	defer cancel()
+	n := 0
+	for msg, err := range broker.Messages(ctx, "emails", fastpubsub.ReceiveOptions{}) {
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(string(msg.Payload))
+		if n++; n == 2 {
+			msg.Settle(nil) // it is acked though the loop is left
+			break
+		}
+	}
+	m, err := broker.Metrics(context.Background(), "emails")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("acked:", m.Acked)
+	// Output:
+	// {"order":1}
+	// {"order":2}
+	// acked: 2
+}
