@@ -154,6 +154,8 @@ type receiver struct {
 	id       string // of the subscription
 	options  ReceiveOptions
 	claim    store.Claim
+	topic    string
+	attempts int // that the subscription allows
 	deadline time.Duration
 	tx       bool
 	handle   func(ctx context.Context, it *item) error
@@ -197,6 +199,7 @@ type nackKind struct {
 	act   string
 	delay int // seconds; -1 for the backoff
 	text  string
+	last  bool // the attempts are used up: a retry makes dead letters of them
 }
 
 func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o ReceiveOptions, noHandler, tx bool) (*receiver, error) {
@@ -254,7 +257,7 @@ func (b *Broker) newReceiver(ctx context.Context, subscriptionID string, o Recei
 	for retry := retryFrom; ; retry = min(2*retry, retryUpTo) {
 		sub, err := b.GetSubscription(ctx, subscriptionID)
 		if err == nil {
-			r.deadline = sub.AckDeadline
+			r.topic, r.attempts, r.deadline = sub.TopicID, sub.MaxDeliveryAttempts, sub.AckDeadline
 			break
 		}
 		if fatal(err) || ctx.Err() != nil {
@@ -298,9 +301,9 @@ func (r *receiver) run(ctx context.Context) error {
 	fetching, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	r.stop = stop
-	claims, cancelClaims := context.WithCancel(calls)
+	claims, cancelClaims := context.WithCancel(byReceiver(calls))
 	defer cancelClaims()
-	sending, cancelSending := context.WithCancel(calls)
+	sending, cancelSending := context.WithCancel(byReceiver(calls))
 	defer cancelSending()
 
 	for range r.options.Concurrency {
@@ -514,15 +517,18 @@ var errExited = errors.New("the handler called runtime.Goexit")
 
 func (r *receiver) handleOne(ctx context.Context, it *item) {
 	err := errExited
+	var op *Operation
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
-		r.settle(ctx, it, err)
+		outcome := r.settle(ctx, it, err)
+		r.b.hooks.endHandling(ctx, op, outcome, err)
 		if errors.Is(err, errExited) {
 			r.workers.Go(r.work)
 		}
 	}()
+	ctx, op = r.b.hooks.startHandling(ctx, r, it)
 	err = r.handle(ctx, it)
 }
 
@@ -533,8 +539,8 @@ var (
 	errNotBegun  = errors.New("no transaction")
 )
 
-// settle does what a handler's error says.
-func (r *receiver) settle(ctx context.Context, it *item, err error) {
+// settle does what a handler's error says, and returns what that is.
+func (r *receiver) settle(ctx context.Context, it *item, err error) (outcome Outcome) {
 	stopped := errors.Is(context.Cause(ctx), ErrStopping) && (errors.Is(err, context.Canceled) || errors.Is(err, ErrStopping))
 	it.cancel(nil)
 	var snooze *snoozeError
@@ -546,28 +552,40 @@ func (r *receiver) settle(ctx context.Context, it *item, err error) {
 	nudge(r.room)
 	switch {
 	case err == nil: // if it is late: somebody has done the work
+		outcome = OutcomeAcked
 		r.bytes -= len(it.msg.Payload)
 		r.acks = append(r.acks, it.msg.ID)
 		r.resulted(len(r.acks))
 	case errors.Is(err, errCommitted), errors.Is(err, errNotOurs), lost:
+		if outcome = OutcomeLost; errors.Is(err, errCommitted) {
+			outcome = OutcomeAcked
+		}
 		r.bytes -= len(it.msg.Payload)
 	case stopped, errors.Is(err, errNotBegun):
+		outcome = OutcomeReturned
 		r.giveBack(it)
 	case errors.As(err, &snooze):
+		outcome = OutcomeSnoozed
 		r.bytes -= len(it.msg.Payload)
 		r.nack(it, nackKind{act: store.GiveBack, delay: wholeSeconds(snooze.d)})
 	case errors.As(err, &permanent):
+		outcome = OutcomeDeadLetter
 		r.bytes -= len(it.msg.Payload)
 		r.nack(it, nackKind{act: store.Bury, delay: -1, text: err.Error()})
 	default:
+		last := it.msg.DeliveryAttempts >= r.attempts
+		if outcome = OutcomeRetry; last {
+			outcome = OutcomeDeadLetter
+		}
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, nackKind{act: store.Retry, delay: -1, text: err.Error()})
+		r.nack(it, nackKind{act: store.Retry, delay: -1, text: err.Error(), last: last})
 	}
 	r.mu.Unlock()
 	if err != nil && snooze == nil && !stopped && !errors.Is(err, errCommitted) && !errors.Is(err, errNotOurs) && !errors.Is(err, errNotBegun) {
 		r.b.logger.LogAttrs(ctx, slog.LevelWarn, "handler failed", slog.String("subscription", r.id), slog.String("message", it.msg.ID.String()),
 			slog.Int("attempt", it.msg.DeliveryAttempts), slog.Bool("permanent", permanent != nil), slog.Bool("lease_lost", lost), slog.Any("error", err))
 	}
+	return outcome
 }
 
 func wholeSeconds(d time.Duration) int {

@@ -119,16 +119,16 @@ func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[nackKind][
 	if len(nacks) == 0 {
 		return true, nil
 	}
-	var all []store.Nack
+	var all []nackGroup
 	for kind, deliveries := range nacks {
 		n := store.Nack{Ranges: ranges(deliveries), Error: errorText(kind.text), Act: kind.act}
 		if kind.delay >= 0 {
 			n.DelaySeconds = &kind.delay
 		}
-		all = append(all, n)
+		all = append(all, nackGroup{n, deliveries, kind.act == store.Bury || kind.last})
 	}
-	slices.SortFunc(all, func(a, b store.Nack) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
-	if err := r.b.store.NackAll(ctx, r.b.pool, r.id, all); err != nil {
+	slices.SortFunc(all, func(a, b nackGroup) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
+	if err := r.b.nackGroups(ctx, r.id, all); err != nil {
 		return true, err
 	}
 	r.b.changed(r.id)
