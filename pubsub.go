@@ -113,8 +113,9 @@ type Config struct {
 	// Hooks, if they are set, see what is done with messages: for traces and metrics. Without them they cost nothing.
 	Hooks Hooks
 
-	// Logger gets what happens in Run and Receive, and stored hashes that cannot be used. Its attributes are subscription, topic,
-	// message (an id), counts by their names, and error. Default slog.Default().
+	// Logger gets what happens in Run and Receive, and stored hashes that cannot be used. In its records subscription and message
+	// are ids, and error is what failed. What concerns a message has the context of its handler, with what Hooks put there.
+	// Default slog.Default().
 	Logger *slog.Logger
 }
 

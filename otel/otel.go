@@ -1,13 +1,14 @@
 // Package otelfastpubsub traces and measures what a [fastpubsub.Broker] does, with OpenTelemetry. It is a module of its own, so that
 // only those who want it link OpenTelemetry.
 //
-//	hooks, err := otelfastpubsub.New(otelfastpubsub.Config{})
+//	hooks, err := otelfastpubsub.New(otelfastpubsub.Config{}) // of otel's global providers
 //	broker, err := fastpubsub.New(pool, fastpubsub.Config{Hooks: hooks})
 //
 // A trace goes on from who publishes to who handles: the context of the publish span travels in the attributes traceparent and
 // tracestate of each message, in the form of W3C Trace Context. A message that has one of these already keeps it, and a message
 // with 63 or 64 attributes of its own goes without: 64 is the limit. Others see them too: whoever consumes by the REST API, and
-// dead letters. They add some 75 bytes to each message, more with a tracestate.
+// dead letters. They add some 100 bytes to a message that is published alone, and 2 to each of a hundred in one call, which are
+// stored together and compressed; more with a tracestate.
 //
 // # Spans
 //

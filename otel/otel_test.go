@@ -81,7 +81,7 @@ func (s *telemetry) span(t *testing.T, name string) sdktrace.ReadOnlySpan {
 func attributesOf(all []attribute.KeyValue) map[string]string {
 	m := map[string]string{}
 	for _, kv := range all {
-		m[string(kv.Key)] = kv.Value.Emit()
+		m[string(kv.Key)] = kv.Value.String()
 	}
 	return m
 }
@@ -320,7 +320,7 @@ func (s *telemetry) metrics(t *testing.T) map[string]int64 {
 		for _, key := range []attribute.Key{"messaging.fastpubsub.outcome", "error.type", "messaging.destination.subscription.name",
 			"messaging.destination.name", "messaging.operation.name", "messaging.operation.type"} {
 			if v, ok := set.Value(key); ok {
-				name += " " + v.Emit()
+				name += " " + v.String()
 			}
 		}
 		for _, key := range []attribute.Key{"messaging.system", "server.address"} {
