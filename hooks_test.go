@@ -277,6 +277,45 @@ func TestHooksReceive(t *testing.T) {
 	}
 }
 
+// TestHooksGivenUp has handlers that lose their message, and are stopped.
+func TestHooksGivenUp(t *testing.T) {
+	checkLeaks(t)
+	h := &hookRecorder{}
+	b, _ := newHookedBroker(t, h)
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	publish(t, b, "t", numbered(0, 1)...)
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	err := b.Receive(ctx, "s", func(ctx context.Context, msg fastpubsub.Message) error {
+		if msg.DeliveryAttempts > 1 {
+			cancel()
+		}
+		<-ctx.Done()
+		return context.Cause(ctx)
+	}, fastpubsub.ReceiveOptions{Concurrency: 1, AckDeadline: time.Second, MaxHandling: time.Millisecond, ShutdownTimeout: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, line := range h.take(t) {
+		if strings.HasPrefix(line, "handle") || strings.HasPrefix(line, "nack") {
+			got = append(got, line)
+		}
+	}
+	want := []string{
+		"handle ts 1/1 lost: " + fastpubsub.ErrLeaseLost.Error(),
+		"handle ts 1/1 returned: " + fastpubsub.ErrStopping.Error(),
+		"nack s 1/1 receiver",
+	}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("operations (-want +got):\n%s", diff)
+	}
+	if m := metrics(t, b, "s"); m.Available != 1 || m.DeadLetters != 0 {
+		t.Errorf("metrics are %+v, want the message available again", m)
+	}
+}
+
 // BenchmarkHooks publishes a message, without hooks and with hooks that do nothing.
 func BenchmarkHooks(b *testing.B) {
 	for _, test := range []struct {
