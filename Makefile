@@ -11,6 +11,7 @@ build: ## Build ./fastpubsub
 .PHONY: test
 test: ## Run the tests
 	go test ./...
+	cd otel && go test ./...
 
 .PHONY: test-postgres-all
 test-postgres-all: ## Run the short tests on PostgreSQL 14, 15, 16, 17 and 18, which are downloaded once

@@ -60,7 +60,7 @@ func (b *Broker) DeadLetters(ctx context.Context, subscriptionID string, options
 //
 // It returns ErrNotFound if there is no such subscription and an InvalidError for too many ids.
 func (b *Broker) Reprocess(ctx context.Context, subscriptionID string, ids []ID) (int, error) {
-	n, err := b.change(ctx, b.pool, "reprocess on", subscriptionID, deliveriesOf(ids), b.store.Reprocess)
+	n, err := b.change(ctx, b.pool, Operation{Kind: OpReprocess, SubscriptionID: subscriptionID}, deliveriesOf(ids), b.store.Reprocess)
 	if n > 0 {
 		b.changed(subscriptionID)
 	}
@@ -69,5 +69,5 @@ func (b *Broker) Reprocess(ctx context.Context, subscriptionID string, ids []ID)
 
 // Purge removes messages from the dead letter queue for good, and else is as Reprocess.
 func (b *Broker) Purge(ctx context.Context, subscriptionID string, ids []ID) (int, error) {
-	return b.change(ctx, b.pool, "purge on", subscriptionID, deliveriesOf(ids), b.store.Purge)
+	return b.change(ctx, b.pool, Operation{Kind: OpPurge, SubscriptionID: subscriptionID}, deliveriesOf(ids), b.store.Purge)
 }

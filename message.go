@@ -149,7 +149,20 @@ func (b *Broker) PublishTx(ctx context.Context, tx pgx.Tx, topicID string, msgs 
 type sendFunc func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error)
 
 func (b *Broker) publish(ctx context.Context, db store.DBTX, topicID string, msgs []NewMessage, send sendFunc) ([]ID, error) {
-	payloads, attributes, err := encode(msgs)
+	if b.hooks.Hooks == nil {
+		return b.publishWith(ctx, db, topicID, msgs, nil, send)
+	}
+	ctx, op := b.hooks.start(ctx, Operation{Kind: OpPublish, TopicID: topicID, InTx: isTx(db), New: slices.Clone(msgs)})
+	ids, err := b.publishWith(ctx, db, topicID, msgs, op.Attributes, send)
+	op.IDs = ids
+	b.hooks.end(ctx, op, len(ids), err)
+	return ids, err
+}
+
+// publishWith publishes messages with attributes of the hooks.
+func (b *Broker) publishWith(ctx context.Context, db store.DBTX, topicID string, msgs []NewMessage, hooked map[string]string,
+	send sendFunc) ([]ID, error) {
+	payloads, attributes, err := encode(msgs, hooked)
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
 	}
@@ -180,13 +193,20 @@ func (b *Broker) send(ctx context.Context, db store.DBTX, topicID string, payloa
 }
 
 // encode checks messages and gives them the form in which they are stored. attributes is nil when no message has any.
-func encode(msgs []NewMessage) (payloads []string, attributes []*string, err error) {
+func encode(msgs []NewMessage, hooked map[string]string) (payloads []string, attributes []*string, err error) {
 	var p problems
 	checkRange(&p, "messages", len(msgs), 1, maxPublishMessages)
 	if err := p.err(); err != nil {
 		return nil, nil, err
 	}
 	payloads = make([]string, len(msgs))
+	hooked, hookedText, err := encodeHooked(hooked)
+	if err != nil {
+		return nil, nil, err
+	}
+	if hookedText != nil {
+		attributes = make([]*string, len(msgs))
+	}
 	total := 0
 	for i, msg := range msgs {
 		field := func(name string) string { return "messages." + strconv.Itoa(i) + "." + name }
@@ -205,13 +225,19 @@ func encode(msgs []NewMessage) (payloads []string, attributes []*string, err err
 				attributes = make([]*string, len(msgs))
 			}
 			checkAttributes(&p, field("attributes"), msg.Attributes)
-			text, err := json.Marshal(msg.Attributes)
+			all := withAttributes(msg.Attributes, hooked)
+			text, err := json.Marshal(all)
 			if err != nil {
 				return nil, nil, fmt.Errorf("message %d: attributes: %w", i, err)
 			}
 			s := string(text)
 			attributes[i] = &s
 			total += len(s)
+			if len(all) > len(msg.Attributes) { // the limit is for what the caller publishes
+				total -= len(*hookedText) - len(",")
+			}
+		} else if hookedText != nil {
+			attributes[i] = hookedText
 		}
 	}
 	if total > maxPublishBytes {
@@ -227,6 +253,24 @@ func payloadProblem(err error) string {
 		return "dict_type"
 	}
 	return "json_invalid"
+}
+
+// encodeHooked returns attributes of the hooks, and their text for messages that have no others; nil if there are none, or they
+// break the rules.
+func encodeHooked(hooked map[string]string) (map[string]string, *string, error) {
+	if len(hooked) == 0 {
+		return nil, nil, nil
+	}
+	var p problems
+	if checkAttributes(&p, "attributes", hooked); len(p) > 0 {
+		return nil, nil, nil
+	}
+	text, err := json.Marshal(hooked)
+	if err != nil {
+		return nil, nil, fmt.Errorf("attributes of hooks: %w", err)
+	}
+	s := string(text)
+	return hooked, &s, nil
 }
 
 func checkAttributes(p *problems, field string, attributes map[string]string) {
@@ -388,6 +432,16 @@ func (b *Broker) take(ctx context.Context, claim store.Claim, wait time.Duration
 
 // claim takes messages once.
 func (b *Broker) claim(ctx context.Context, claim store.Claim) (msgs []Message, more bool, err error) {
+	ctx, op := b.hooks.start(ctx, Operation{Kind: OpConsume, SubscriptionID: claim.SubscriptionID})
+	msgs, more, err = b.claimOnce(ctx, claim)
+	if op != nil {
+		op.Messages = msgs
+		b.hooks.end(ctx, op, len(msgs), err)
+	}
+	return msgs, more, err
+}
+
+func (b *Broker) claimOnce(ctx context.Context, claim store.Claim) (msgs []Message, more bool, err error) {
 	batches, more, err := b.claimWhole(ctx, claim)
 	if err != nil || len(batches) == 0 {
 		return nil, more, err
@@ -478,7 +532,7 @@ func (b *Broker) AckTx(ctx context.Context, tx pgx.Tx, subscriptionID string, id
 }
 
 func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, ids []ID) (int, error) {
-	return b.change(ctx, db, "ack on", subscriptionID, deliveriesOf(ids), b.store.Ack)
+	return b.change(ctx, db, Operation{Kind: OpAck, SubscriptionID: subscriptionID}, deliveriesOf(ids), b.store.Ack)
 }
 
 // NackOptions say what becomes of messages that failed. The zero NackOptions wait for the subscription's backoff.
@@ -529,7 +583,7 @@ func (b *Broker) nack(ctx context.Context, db store.DBTX, subscriptionID string,
 	if err != nil {
 		return 0, fmt.Errorf("nack on %q: %w", subscriptionID, err)
 	}
-	return b.change(ctx, db, "nack on", subscriptionID, deliveries,
+	return b.change(ctx, db, Operation{Kind: OpNack, SubscriptionID: subscriptionID, dies: options.DeadLetter}, deliveries,
 		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
 			n.Ranges = ranges
 			return b.store.Nack(ctx, db, subscriptionID, n)
@@ -590,7 +644,7 @@ func (b *Broker) Extend(ctx context.Context, subscriptionID string, deliveries [
 	if err := p.err(); err != nil {
 		return 0, fmt.Errorf("extend on %q: %w", subscriptionID, err)
 	}
-	n, err := b.change(ctx, b.pool, "extend on", subscriptionID, deliveries,
+	n, err := b.change(ctx, b.pool, Operation{Kind: OpExtend, SubscriptionID: subscriptionID}, deliveries,
 		func(ctx context.Context, db store.DBTX, subscriptionID string, ranges []store.Range) (int, error) {
 			return b.store.Extend(ctx, db, subscriptionID, ranges, seconds(ackDeadline))
 		})
@@ -601,24 +655,30 @@ func (b *Broker) Extend(ctx context.Context, subscriptionID string, deliveries [
 }
 
 // change checks what all operations on messages have in common, and runs one of them.
-func (b *Broker) change(ctx context.Context, db store.DBTX, operation, subscriptionID string, deliveries []Delivery,
+func (b *Broker) change(ctx context.Context, db store.DBTX, what Operation, deliveries []Delivery,
 	run func(context.Context, store.DBTX, string, []store.Range) (int, error)) (int, error) {
+	failed := func(err error) error { return fmt.Errorf("%s on %q: %w", what.Kind, what.SubscriptionID, err) }
 	var p problems
 	checkRange(&p, "ids", len(deliveries), 0, maxAckIDs)
 	if err := p.err(); err != nil {
-		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, err)
+		return 0, failed(err)
 	}
-	if !idPattern.MatchString(subscriptionID) {
-		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, ErrNotFound)
+	if !idPattern.MatchString(what.SubscriptionID) {
+		return 0, failed(ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
 		return 0, err
 	}
-	n, err := run(ctx, db, subscriptionID, ranges(deliveries))
-	if err != nil {
-		return 0, fmt.Errorf("%s %q: %w", operation, subscriptionID, err)
+	if b.hooks.Hooks != nil {
+		what.InTx, what.Deliveries = isTx(db), slices.Clone(deliveries) // the caller's own could not be on its stack
 	}
-	return n, nil
+	ctx, op := b.hooks.start(ctx, what)
+	n, err := run(ctx, db, what.SubscriptionID, ranges(deliveries))
+	if err != nil {
+		n, err = 0, failed(err)
+	}
+	b.hooks.end(ctx, op, n, err)
+	return n, err
 }
 
 func deliveriesOf(ids []ID) []Delivery {

@@ -110,7 +110,12 @@ type Config struct {
 	// Notifications are how [Broker.Run] wakes consumers in other processes.
 	Notifications NotificationSettings
 
-	// Logger gets what happens in Run, and stored hashes that cannot be used. Default slog.Default().
+	// Hooks, if they are set, see what is done with messages: for traces and metrics. Without them they cost nothing.
+	Hooks Hooks
+
+	// Logger gets what happens in Run and Receive, and stored hashes that cannot be used. In its records subscription and message
+	// are ids, and error is what failed. What concerns a message has the context of its handler, with what Hooks put there.
+	// Default slog.Default().
 	Logger *slog.Logger
 }
 
@@ -134,6 +139,7 @@ type Broker struct {
 	maintenance   MaintenanceSettings
 	onMaintenance func(MaintenancePass) // may be nil
 	notifications NotificationSettings
+	hooks         hooks
 	logger        *slog.Logger
 
 	waits    *waits
@@ -176,7 +182,7 @@ func New(pool *pgxpool.Pool, config Config) (*Broker, error) {
 		tokens: config.Tokens.orDefaults(), hasher: newHasher(hashesAtOnce(runtime.GOMAXPROCS(0))),
 		maintenance: config.Maintenance.orDefaults(), notifications: config.Notifications, logger: config.Logger,
 		notifier: newNotifier(), channel: notifyChannel(config.Schema),
-		onMaintenance: config.OnMaintenance,
+		onMaintenance: config.OnMaintenance, hooks: hooks{config.Hooks},
 	}
 	b.group = newGroup(func(ctx context.Context, topicID string, payloads []string, attributes []*string) ([]ID, error) {
 		return b.send(ctx, pool, topicID, payloads, attributes)

@@ -157,10 +157,13 @@ func ReceiveFrom(ctx context.Context, source Source, subscriptionID string, hand
 // A receiver is one call of Receive or ReceiveTx.
 type receiver struct {
 	from     supply
+	hooks    hooks
 	tx       *Broker // of ReceiveTx, else nil
 	id       string  // of the subscription
 	options  ReceiveOptions
 	consume  ConsumeOptions // but for Max
+	topic    string
+	attempts int // that the subscription allows
 	deadline time.Duration
 	handle   func(ctx context.Context, it *item) error
 
@@ -184,7 +187,7 @@ type receiver struct {
 	ratedAt  time.Time
 	rate     float64 // messages a second
 	acks     []ID
-	nacks    map[NackOptions][]Delivery
+	nacks    map[nackKind][]Delivery
 	pending  int // deliveries in nacks
 	oldest   time.Time
 }
@@ -196,6 +199,12 @@ type item struct {
 	started time.Time
 	cancel  context.CancelCauseFunc
 	lost    bool
+}
+
+// nackKind is what nacks of one call have in common.
+type nackKind struct {
+	NackOptions
+	last bool // the attempts are used up: it makes dead letters of them
 }
 
 func newReceiver(ctx context.Context, source Source, tx *Broker, subscriptionID string, o ReceiveOptions, noHandler bool) (*receiver, error) {
@@ -248,15 +257,15 @@ func newReceiver(ctx context.Context, source Source, tx *Broker, subscriptionID 
 		o.Logger = from.defaultLogger()
 	}
 	r := &receiver{
-		from: from, tx: tx, id: subscriptionID, options: o, consume: consume,
+		from: from, hooks: from.seenBy(), tx: tx, id: subscriptionID, options: o, consume: consume,
 		room: make(chan struct{}, 1), results: make(chan struct{}, 1), enough: make(chan struct{}, 1),
-		running: map[*item]struct{}{}, nacks: map[NackOptions][]Delivery{},
+		running: map[*item]struct{}{}, nacks: map[nackKind][]Delivery{},
 	}
 	r.nonEmpty = sync.NewCond(&r.mu)
 	for retry := retryFrom; ; retry = min(2*retry, retryUpTo) {
 		sub, err := from.GetSubscription(ctx, subscriptionID)
 		if err == nil {
-			r.deadline = sub.AckDeadline
+			r.topic, r.attempts, r.deadline = sub.TopicID, sub.MaxDeliveryAttempts, sub.AckDeadline
 			break
 		}
 		if fatal(err) || ctx.Err() != nil {
@@ -304,9 +313,9 @@ func (r *receiver) run(ctx context.Context) error {
 	fetching, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	r.stop = stop
-	claims, cancelClaims := context.WithCancel(calls)
+	claims, cancelClaims := context.WithCancel(byReceiver(calls))
 	defer cancelClaims()
-	sending, cancelSending := context.WithCancel(calls)
+	sending, cancelSending := context.WithCancel(byReceiver(calls))
 	defer cancelSending()
 
 	for range r.options.Concurrency {
@@ -456,10 +465,10 @@ func (r *receiver) giveBackQueue() {
 
 func (r *receiver) giveBack(it *item) {
 	r.bytes -= len(it.msg.Payload)
-	r.nack(it, NackOptions{Uncounted: true})
+	r.nack(it, nackKind{NackOptions: NackOptions{Uncounted: true}})
 }
 
-func (r *receiver) nack(it *item, kind NackOptions) {
+func (r *receiver) nack(it *item, kind nackKind) {
 	r.nacks[kind] = append(r.nacks[kind], it.msg.Delivery)
 	r.pending++
 	r.resulted(r.pending)
@@ -512,15 +521,18 @@ var errExited = errors.New("the handler called runtime.Goexit")
 
 func (r *receiver) handleOne(ctx context.Context, it *item) {
 	err := errExited
+	var op *Operation
 	defer func() {
 		if v := recover(); v != nil {
 			err = fmt.Errorf("panic: %v\n%s", v, debug.Stack())
 		}
-		r.settle(ctx, it, err)
+		outcome := r.settle(ctx, it, err)
+		r.hooks.endHandling(ctx, op, outcome, err)
 		if errors.Is(err, errExited) {
 			r.workers.Go(r.work)
 		}
 	}()
+	ctx, op = r.hooks.startHandling(ctx, r, it)
 	err = r.handle(ctx, it)
 }
 
@@ -531,8 +543,8 @@ var (
 	errNotBegun  = errors.New("no transaction")
 )
 
-// settle does what a handler's error says.
-func (r *receiver) settle(ctx context.Context, it *item, err error) {
+// settle does what a handler's error says, and returns what that is.
+func (r *receiver) settle(ctx context.Context, it *item, err error) (outcome Outcome) {
 	stopped := errors.Is(context.Cause(ctx), ErrStopping) && (errors.Is(err, context.Canceled) || errors.Is(err, ErrStopping))
 	it.cancel(nil)
 	var snooze *snoozeError
@@ -544,28 +556,40 @@ func (r *receiver) settle(ctx context.Context, it *item, err error) {
 	nudge(r.room)
 	switch {
 	case err == nil: // if it is late: somebody has done the work
+		outcome = OutcomeAcked
 		r.bytes -= len(it.msg.Payload)
 		r.acks = append(r.acks, it.msg.ID)
 		r.resulted(len(r.acks))
 	case errors.Is(err, errCommitted), errors.Is(err, errNotOurs), lost:
+		if outcome = OutcomeLost; errors.Is(err, errCommitted) {
+			outcome = OutcomeAcked
+		}
 		r.bytes -= len(it.msg.Payload)
 	case stopped, errors.Is(err, errNotBegun):
+		outcome = OutcomeReturned
 		r.giveBack(it)
 	case errors.As(err, &snooze):
+		outcome = OutcomeSnoozed
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, NackOptions{Uncounted: true, Delay: wholeSeconds(snooze.d)})
+		r.nack(it, nackKind{NackOptions: NackOptions{Uncounted: true, Delay: wholeSeconds(snooze.d)}})
 	case errors.As(err, &permanent):
+		outcome = OutcomeDeadLetter
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, NackOptions{DeadLetter: true, Error: err.Error()})
+		r.nack(it, nackKind{NackOptions{DeadLetter: true, Error: err.Error()}, true})
 	default:
+		last := it.msg.DeliveryAttempts >= r.attempts
+		if outcome = OutcomeRetry; last {
+			outcome = OutcomeDeadLetter
+		}
 		r.bytes -= len(it.msg.Payload)
-		r.nack(it, NackOptions{Error: err.Error()})
+		r.nack(it, nackKind{NackOptions{Error: err.Error()}, last})
 	}
 	r.mu.Unlock()
 	if err != nil && snooze == nil && !stopped && !errors.Is(err, errCommitted) && !errors.Is(err, errNotOurs) && !errors.Is(err, errNotBegun) {
 		r.options.Logger.LogAttrs(ctx, slog.LevelWarn, "handler failed", slog.String("subscription", r.id), slog.String("message", it.msg.ID.String()),
 			slog.Int("attempt", it.msg.DeliveryAttempts), slog.Bool("permanent", permanent != nil), slog.Bool("lease_lost", lost), slog.Any("error", err))
 	}
+	return outcome
 }
 
 func wholeSeconds(d time.Duration) time.Duration {

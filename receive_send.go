@@ -69,7 +69,7 @@ func (r *receiver) gather(handled <-chan struct{}) (last bool) {
 }
 
 // takeResults takes what is to be sent now. Nacks wait somewhat longer than acks, to be more.
-func (r *receiver) takeResults(all bool) ([]ID, map[NackOptions][]Delivery) {
+func (r *receiver) takeResults(all bool) ([]ID, map[nackKind][]Delivery) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	n := min(len(r.acks), maxAckIDs)
@@ -77,10 +77,10 @@ func (r *receiver) takeResults(all bool) ([]ID, map[NackOptions][]Delivery) {
 	if r.acks = r.acks[n:]; len(r.acks) == 0 {
 		r.acks = nil
 	}
-	var nacks map[NackOptions][]Delivery
+	var nacks map[nackKind][]Delivery
 	if r.pending > 0 && (all || r.pending >= gatherEnough || time.Since(r.oldest) >= nackGather) {
 		nacks = r.nacks
-		r.nacks, r.pending = map[NackOptions][]Delivery{}, 0
+		r.nacks, r.pending = map[nackKind][]Delivery{}, 0
 	}
 	if r.pending == 0 {
 		r.oldest = time.Time{}
@@ -91,7 +91,7 @@ func (r *receiver) takeResults(all bool) ([]ID, map[NackOptions][]Delivery) {
 	return acks, nacks
 }
 
-func (r *receiver) putBack(acks []ID, nacks map[NackOptions][]Delivery) {
+func (r *receiver) putBack(acks []ID, nacks map[nackKind][]Delivery) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.acks = append(acks, r.acks...)
@@ -105,7 +105,7 @@ func (r *receiver) putBack(acks []ID, nacks map[NackOptions][]Delivery) {
 	}
 }
 
-func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[NackOptions][]Delivery) (acked bool, err error) {
+func (r *receiver) sendOnce(ctx context.Context, acks []ID, nacks map[nackKind][]Delivery) (acked bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, callTimeout)
 	defer cancel()
 	if len(acks) > 0 {

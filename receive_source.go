@@ -26,10 +26,11 @@ type Source interface {
 type supply interface {
 	Source
 	defaultLogger() *slog.Logger
+	seenBy() hooks
 	// join returns what takes messages, until leave is called.
 	join(subscriptionID string) (_ take, leave func())
 	// nackAll nacks all, or returns an error and leaves in nacks what has to be tried again.
-	nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error
+	nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error
 }
 
 // take takes messages, or waits until there may be some, or ctx ends. It returns the time from which the ack deadline counts, at
@@ -47,6 +48,8 @@ func supplyOf(source Source) supply {
 type brokerSupply struct{ *Broker }
 
 func (s brokerSupply) defaultLogger() *slog.Logger { return s.logger }
+
+func (s brokerSupply) seenBy() hooks { return s.hooks }
 
 func (s brokerSupply) join(subscriptionID string) (take, func()) {
 	m := s.waits.join(subscriptionID)
@@ -69,19 +72,33 @@ func (s brokerSupply) join(subscriptionID string) (take, func()) {
 	}, m.leave
 }
 
-// nackAll nacks all kinds in one transaction.
-func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error {
+// nackAll nacks all kinds in one transaction. Each is an operation.
+func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error {
 	all := make([]store.Nack, 0, len(nacks))
-	for options, deliveries := range nacks {
-		n, err := options.check()
+	kinds := make([]nackKind, 0, len(nacks))
+	for kind := range nacks {
+		kinds = append(kinds, kind)
+	}
+	first := func(kind nackKind) store.Range { return ranges(nacks[kind])[0] }
+	slices.SortFunc(kinds, func(a, b nackKind) int { return compareRanges(first(a), first(b)) })
+	var ops []*Operation
+	for _, kind := range kinds {
+		n, err := kind.check()
 		if err != nil {
 			return err
 		}
-		n.Ranges = ranges(deliveries)
+		n.Ranges = ranges(nacks[kind])
 		all = append(all, n)
 	}
-	slices.SortFunc(all, func(a, b store.Nack) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
-	if err := s.store.NackAll(ctx, s.pool, subscriptionID, all); err != nil {
+	for _, kind := range kinds {
+		_, op := s.hooks.start(ctx, Operation{Kind: OpNack, SubscriptionID: subscriptionID, Deliveries: nacks[kind], dies: kind.last})
+		ops = append(ops, op)
+	}
+	counts, err := s.store.NackAll(ctx, s.pool, subscriptionID, all)
+	for i, op := range ops {
+		s.hooks.end(ctx, op, counts[i], err)
+	}
+	if err != nil {
 		return err
 	}
 	s.changed(subscriptionID)
@@ -91,6 +108,8 @@ func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks 
 type sourceSupply struct{ Source }
 
 func (sourceSupply) defaultLogger() *slog.Logger { return slog.Default() }
+
+func (sourceSupply) seenBy() hooks { return hooks{} } // it has its own, if any
 
 // longestSourceWait bounds how long a call of Consume waits: the time counts against the ack deadline, since nobody knows when
 // in it the messages were taken.
@@ -114,14 +133,14 @@ func (s sourceSupply) join(subscriptionID string) (take, func()) {
 	}, func() {}
 }
 
-func (s sourceSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[NackOptions][]Delivery) error {
+func (s sourceSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error {
 	var all error
-	for options, deliveries := range nacks {
-		if _, err := s.Nack(ctx, subscriptionID, deliveries, options); err != nil {
+	for kind, deliveries := range nacks {
+		if _, err := s.Nack(ctx, subscriptionID, deliveries, kind.NackOptions); err != nil {
 			all = errors.Join(all, err)
 			continue
 		}
-		delete(nacks, options)
+		delete(nacks, kind)
 	}
 	return all
 }

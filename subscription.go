@@ -264,7 +264,12 @@ func (b *Broker) CleanupStuck(ctx context.Context) (Stuck, error) {
 	}}}
 	for _, id := range ids {
 		steps = append(steps, subscriptionStep(id, func(ctx context.Context) (more bool, err error) {
+			ctx, op := b.hooks.start(ctx, Operation{Kind: OpSweep, SubscriptionID: id})
 			swept, err := b.store.Sweep(ctx, b.pool, id)
+			if op != nil {
+				op.DeadLetters = swept.Died
+				b.hooks.end(ctx, op, swept.Expired+swept.Died, err)
+			}
 			if errors.Is(err, ErrBusy) {
 				stuck.Busy++
 			}

@@ -265,7 +265,7 @@ func (a *API) giveBack(r *http.Request, subscriptionID string, msgs []fastpubsub
 		deliveries[i] = msgs[i].Delivery
 	}
 	n, err := a.broker.Extend(ctx, subscriptionID, deliveries, 0)
-	level, attrs := slog.LevelDebug, []slog.Attr{slog.String("request_id", infoOf(r).id), slog.String("subscription_id", subscriptionID),
+	level, attrs := slog.LevelDebug, []slog.Attr{slog.String("request_id", infoOf(r).id), slog.String("subscription", subscriptionID),
 		slog.Int("messages", len(msgs)), slog.Int("given_back", n)}
 	if err != nil {
 		level, attrs = slog.LevelWarn, append(attrs, slog.Any("error", err))

@@ -142,18 +142,23 @@ func (s *Store) Nack(ctx context.Context, db DBTX, subID string, n Nack) (int, e
 	return counted(db.QueryRow(ctx, s.nack, s.nackArgs(subID, n)...))
 }
 
-// NackAll is several calls of Nack in one round trip and one transaction. It does not count.
-func (s *Store) NackAll(ctx context.Context, db Batcher, subID string, nacks []Nack) error {
+// NackAll is several calls of Nack in one round trip and one transaction. It returns as many counts, which are 0 after an error.
+func (s *Store) NackAll(ctx context.Context, db Batcher, subID string, nacks []Nack) ([]int, error) {
+	counts := make([]int, len(nacks))
 	var b pgx.Batch
 	b.Queue(`begin isolation level read committed read write`)
-	for _, n := range nacks {
-		b.Queue(s.nack, s.nackArgs(subID, n)...).QueryRow(func(row pgx.Row) error {
-			_, err := counted(row)
+	for i, n := range nacks {
+		b.Queue(s.nack, s.nackArgs(subID, n)...).QueryRow(func(row pgx.Row) (err error) {
+			counts[i], err = counted(row)
 			return err
 		})
 	}
 	b.Queue(`commit`)
-	return translate(db.SendBatch(ctx, &b).Close())
+	if err := db.SendBatch(ctx, &b).Close(); err != nil {
+		clear(counts)
+		return counts, translate(err)
+	}
+	return counts, nil
 }
 
 const extend = `SELECT {schema}.extend($1, $2, $3, $4, $5, $6)`
