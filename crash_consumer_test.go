@@ -237,7 +237,7 @@ func TestPoison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(letters) != 1 || string(letters[0].Payload) != string(numbered(poison, 1)[0].Payload) ||
+	if len(letters) != 1 || string(letters[0].Payload) != string(crashtest.Payload(poison)) ||
 		letters[0].DeliveryAttempts != crashtest.Attempts || letters[0].LastError != "ack deadline passed" {
 		t.Errorf("dead letters: %+v", letters)
 	}

@@ -55,6 +55,8 @@ type Violation struct {
 
 func (v Violation) String() string {
 	switch {
+	case v.N == 0 && v.Subscription == "":
+		return v.Text
 	case v.N == 0:
 		return v.Subscription + ": " + v.Text
 	case v.Subscription == "":
@@ -188,6 +190,10 @@ func (a *Auditor) Follow(e Entry) {
 		if e.Ended {
 			a.forgotten = a.at
 		}
+		return
+	}
+	if e.Call == Fault {
+		a.find(nil, 0, "%s: %s", e.Caller, e.Text)
 		return
 	}
 	begin, ok := a.open[e.Caller]
@@ -350,6 +356,9 @@ func (a *Auditor) end(e Entry, begin opened) {
 		switch e.Call {
 		case Consume, Handle:
 			a.handed(b, f, m, begin.at, e.Call)
+			if e.Call == Handle && e.Count > 0 {
+				f.unsure = true // it is acked behind the handler
+			}
 		case Ack:
 			if all && f.ackedAt > 0 {
 				a.find(b, m.N, "was acked by two calls")
@@ -467,7 +476,7 @@ func (a *Auditor) Account(subscription string, rest Rest) (all, dead int) {
 		case f.dead, f.purgedAt > 0, f.maybe:
 		case f.deadAt > 0:
 			a.find(b, n, "is not a dead letter, though its last attempt failed")
-		case (due || f.present) && f.ackedAt == 0 && !f.unsure && f.effects == 0:
+		case (due || f.present) && f.ackedAt == 0 && f.effects == 0 && (!f.unsure || b.Effects):
 			lost++
 			a.find(b, n, "is lost: it was committed, and is neither acked nor a dead letter")
 		}
@@ -651,7 +660,7 @@ func (p *pages[T]) at(n int) *T {
 // pageIndex has a place for the number of what was never published, -1.
 func pageIndex(n int) int {
 	if n < 0 {
-		return math.MaxInt32
+		return math.MaxInt
 	}
 	return n
 }

@@ -86,6 +86,7 @@ const (
 	Subscribe   Call = "subscribe"   // has Made
 	Unsubscribe Call = "unsubscribe" // deletes the subscription, or its topic
 	Crash       Call = "crash"       // of the database; it ends when that is there again
+	Fault       Call = "fault"       // an error that nothing explains; has Text
 )
 
 // An Entry of a ledger is the begin of a call, or its end as the caller was told. What happened in a call that never ends
@@ -100,6 +101,7 @@ type Entry struct {
 	Subscription string `json:"sub,omitempty"`
 	Topic        string `json:"topic,omitempty"` // of Publish
 	Made         *Made  `json:"made,omitempty"`  // of Subscribe
+	Text         string `json:"text,omitempty"`  // of Fault
 	// Messages are those that the call is about. Only the end of Publish has their ids, and only the end of Consume
 	// has any.
 	Messages []Message `json:"msgs,omitempty"`
