@@ -260,7 +260,7 @@ func (p *process) receiveBy(ctx context.Context, rng *rand.Rand, caller string,
 	}()
 	handle := func(handling context.Context, msg fastpubsub.Message, write func() error) error {
 		m := crashtest.Received(msg.ID, msg.Payload, msg.DeliveryAttempts)
-		entry := crashtest.Entry{Caller: fmt.Sprintf("%s, handler of %d", caller, m.N), Call: crashtest.Handle,
+		entry := crashtest.Entry{Caller: fmt.Sprintf("%s, handler %d", caller, p.handled.Add(1)), Call: crashtest.Handle,
 			Subscription: msg.SubscriptionID, Messages: []crashtest.Message{m}}
 		var outcome error
 		err := p.record.Do(entry, func() (_ []crashtest.Message, n int, _ error) {

@@ -40,6 +40,7 @@ type process struct {
 	next    atomic.Int64 // number of a message
 	behind  atomic.Bool  // much waits
 	emptied atomic.Int64 // slots
+	handled atomic.Int64 // handlers that were begun
 	wg      sync.WaitGroup
 }
 
