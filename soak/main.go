@@ -62,7 +62,6 @@ var protections = map[string]crashtest.Protection{
 		Without: "WHERE l.sub = sub_num AND l.slot = current_slot AND l.kind = 0 AND l.first_xid = xids[1] AND l.first_seq = los[1]\n" +
 			"          AND l.last_xid = xids[1] AND l.last_seq = los[1];"},
 	"needed": {Function: "truncate_slot", Line: "IF needed THEN", Without: "IF false THEN"},
-	"moved":  {Function: "to_deliveries", Line: "IF written <> wanted THEN", Without: "IF false THEN"},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -75,7 +74,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	flags.IntVar(&c.consumers, "consumers", 2, "consumers of each subscription in this process; the others have one")
 	flags.IntVar(&c.processes, "processes", 3, "processes beside this one, to be killed and stopped")
 	flags.IntVar(&c.rate, "rate", 500, "messages that are published a second, in about, as long as consumers keep up")
-	flags.StringVar(&c.ledger, "ledger", "", "the file of the ledger, some 2 KB a message. Default: a temporary one, which is kept if a promise was broken")
+	flags.StringVar(&c.ledger, "ledger", "", "the file of the ledger, some 4 KB a message. Default: a temporary one, which is kept if a promise was broken")
 	flags.StringVar(&c.broken, "break", "", "take a protection out of the engine, to see that it is noticed: "+strings.Join(protectionNames(), ", "))
 	if err := flags.Parse(args); err != nil {
 		return 2

@@ -39,7 +39,6 @@ type process struct {
 
 	next    atomic.Int64 // number of a message
 	behind  atomic.Bool  // much waits
-	emptied atomic.Int64 // slots
 	handled atomic.Int64 // handlers that were begun
 	wg      sync.WaitGroup
 }
@@ -120,7 +119,6 @@ func (p *process) newBroker(pool *pgxpool.Pool) (*fastpubsub.Broker, error) {
 		Maintenance: fastpubsub.MaintenanceSettings{SlotAge: 2 * time.Second, SpillAfter: 3 * time.Second, Patience: time.Second,
 			Interval: 300 * time.Millisecond},
 		OnMaintenance: func(pass fastpubsub.MaintenancePass) {
-			p.emptied.Add(int64(pass.Freed.Slots))
 			if pass.Err != nil {
 				p.fault("maintenance", pass.Err)
 			}

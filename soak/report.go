@@ -16,11 +16,11 @@ func (s *soakRun) line(ctx context.Context) string {
 	a, c := s.auditor, s.chaos
 	return fmt.Sprintf("%v: published %d (rolled back %d, cut off %d), consumed %d, handled %d, acked %d, nacked %d, reprocessed %d, purged %d; "+
 		"calls cut off %d; %s; database restarts %d, connections cut %d, processes killed %d and stopped %d, clock jumps %d, "+
-		"slots emptied here %d; longest time without an ack %.1f s",
+		"longest time without an ack %.1f s",
 		time.Since(s.begun).Round(time.Second), a.Counted[crashtest.Publish], a.Undone, a.Unsure, a.Counted[crashtest.Consume],
 		a.Counted[crashtest.Handle], a.Counted[crashtest.Ack], a.Counted[crashtest.Nack], a.Counted[crashtest.Reprocess], a.Counted[crashtest.Purge],
 		a.Cut, s.sizes(ctx), c.restarts.Load(), c.cuts.Load(), c.kills.Load(), c.stops.Load(), c.jumps.Load(),
-		s.process.emptied.Load(), float64(s.longest)/1000)
+		float64(s.longest)/1000)
 }
 
 // sizes are those of the tables, with indexes and what is stored out of line.
@@ -28,13 +28,17 @@ func (s *soakRun) sizes(ctx context.Context) string {
 	const query = `
 SELECT coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE c.relname ~ '^messages_'), 0) / 1048576.0,
        coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE c.relname ~ '^(leases|cursors)_'), 0) / 1048576.0,
-       coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE c.relname = 'deliveries'), 0) / 1048576.0
+       coalesce(sum(pg_total_relation_size(c.oid)) FILTER (WHERE c.relname = 'deliveries'), 0) / 1048576.0,
+       (SELECT last_value FROM {schema}.message_slot), (SELECT last_value FROM {schema}.lease_slot)
 FROM pg_class c WHERE c.relnamespace = $1::text::regnamespace AND c.relkind = 'r'`
 	var messages, leases, deliveries float64
-	if err := s.db.Pool.QueryRow(ctx, query, s.db.Schema).Scan(&messages, &leases, &deliveries); err != nil {
+	var messageSlots, leaseSlots int
+	err := s.db.Pool.QueryRow(ctx, s.db.SQL(query), s.db.Schema).Scan(&messages, &leases, &deliveries, &messageSlots, &leaseSlots)
+	if err != nil {
 		return "tables not seen, the database is away"
 	}
-	return fmt.Sprintf("MiB of messages %.1f, of leases %.1f, of deliveries %.1f", messages, leases, deliveries)
+	return fmt.Sprintf("MiB of messages %.1f, of leases %.1f, of deliveries %.1f, slots left %d of messages and %d of leases",
+		messages, leases, deliveries, messageSlots, leaseSlots)
 }
 
 // A report is the verdict.
@@ -85,8 +89,8 @@ func (r *report) print(w io.Writer) {
 		fmt.Fprintln(w, "and", n, "more")
 	}
 	r.printHistory(w, violations)
-	fmt.Fprintf(w, "FAILED: seed %d, %v: %d promises broken; ledger %s\n", r.seed, r.took.Round(time.Second),
-		len(violations)+more+len(r.problems), r.path)
+	fmt.Fprintf(w, "FAILED: seed %d, %v: %d promises broken; ledger %s, and the server's log beside it\n", r.seed,
+		r.took.Round(time.Second), len(violations)+more+len(r.problems), r.path)
 }
 
 // printHistory prints what the ledger has about offending messages.

@@ -27,7 +27,7 @@ import (
 // operating system's hands survives, so fsync would only make the disk busy.
 var serverSettings = map[string]string{
 	"fsync": "off", "max_connections": "300", "deadlock_timeout": "100ms", "checkpoint_timeout": "30s",
-	"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB",
+	"wal_writer_delay": "10s", "wal_writer_flush_after": "1GB", "log_lock_waits": "on",
 }
 
 // settleTimeout is how long it may take until all that waits is acked.
@@ -56,9 +56,9 @@ type soakRun struct {
 func soak(ctx context.Context, c config, out io.Writer) (r *report, err error) {
 	s := &soakRun{config: c, rng: rand.New(rand.NewPCG(c.seed, 0)), auditor: crashtest.NewAuditor(), chaos: &chaos{failed: make(chan error, 1)}}
 	if s.path = c.ledger; s.path == "" {
-		dir, err := os.MkdirTemp("", "fastpubsub-soak-")
-		if err != nil {
-			return nil, err
+		dir, dirErr := os.MkdirTemp("", "fastpubsub-soak-")
+		if dirErr != nil {
+			return nil, dirErr
 		}
 		defer func() {
 			if err == nil && !r.violated() {
@@ -72,7 +72,12 @@ func soak(ctx context.Context, c config, out io.Writer) (r *report, err error) {
 	if s.srv, err = pgserver.Start(ctx, pgserver.Options{Durable: true, Settings: serverSettings}); err != nil {
 		return nil, err
 	}
-	defer func() { err = errors.Join(err, s.srv.Stop()) }()
+	defer func() {
+		if err != nil || r.violated() {
+			err = errors.Join(err, s.keepLog())
+		}
+		err = errors.Join(err, s.srv.Stop())
+	}()
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -82,9 +87,18 @@ func soak(ctx context.Context, c config, out io.Writer) (r *report, err error) {
 	if err := s.work(ctx, out); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, settleTimeout)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), settleTimeout)
 	defer cancel()
 	return s.account(ctx)
+}
+
+// keepLog copies what the server has logged since it was started last.
+func (s *soakRun) keepLog() error {
+	text, err := os.ReadFile(s.srv.LogFile())
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(s.path+".server.log", text, 0o600)
 }
 
 func (s *soakRun) version(ctx context.Context) (v string) {
@@ -238,7 +252,7 @@ func (s *soakRun) follow() error {
 }
 
 // account takes all that is left, and accounts for every message.
-func (s *soakRun) account(ctx context.Context) (*report, error) {
+func (s *soakRun) account(ctx context.Context) (r *report, err error) {
 	broker, err := fastpubsub.New(s.db.Pool, fastpubsub.Config{Maintenance: fastpubsub.MaintenanceSettings{SpillAfter: 1, Patience: 1}})
 	if err != nil {
 		return nil, err
@@ -247,7 +261,7 @@ func (s *soakRun) account(ctx context.Context) (*report, error) {
 		return nil, err
 	}
 	s.auditor.CutOff()
-	took := time.Since(s.begun)
+	r = &report{config: s.config, took: time.Since(s.begun), path: s.path, auditor: s.auditor}
 	rests := map[string]crashtest.Rest{}
 	for sub, alive := range s.lives.alive {
 		if !alive {
@@ -263,15 +277,16 @@ func (s *soakRun) account(ctx context.Context) (*report, error) {
 		if err == nil && subscriptions[sub].Effects {
 			rest.Effects, err = s.effects(ctx, sub)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("settle %s: %w", sub, err)
+		if err != nil { // nothing is killed or cut any more
+			r.problems = append(r.problems, fmt.Sprintf("%s could not be settled: %s", sub, describe(err)))
+			continue
 		}
 		rests[sub] = rest
 	}
 	if err := s.follow(); err != nil {
 		return nil, err
 	}
-	r := &report{config: s.config, took: took, path: s.path, auditor: s.auditor, line: s.line(ctx)}
+	r.line = s.line(ctx)
 	for sub, rest := range rests {
 		all, dead := s.auditor.Account(sub, rest)
 		r.subscriptions = append(r.subscriptions, subscriptionReport{sub, all, dead, int(rest.After.Acked)})
@@ -279,8 +294,8 @@ func (s *soakRun) account(ctx context.Context) (*report, error) {
 	if err := s.db.CheckInvariants(ctx); err != nil {
 		r.problems = append(r.problems, err.Error())
 	}
-	if err := s.emptySlots(ctx, broker, r); err != nil {
-		return nil, err
+	if err := s.emptySlots(ctx, broker); err != nil {
+		r.problems = append(r.problems, err.Error())
 	}
 	return r, nil
 }
@@ -300,7 +315,7 @@ func (s *soakRun) effects(ctx context.Context, sub string) (map[int]int, error) 
 }
 
 // emptySlots finds out whether the space of what was acked comes back.
-func (s *soakRun) emptySlots(ctx context.Context, broker *fastpubsub.Broker, r *report) error {
+func (s *soakRun) emptySlots(ctx context.Context, broker *fastpubsub.Broker) error {
 	for range 5 { // it takes some calls until each slot was left
 		freed, err := broker.CleanupAcked(ctx, 0)
 		if err != nil {
@@ -310,6 +325,5 @@ func (s *soakRun) emptySlots(ctx context.Context, broker *fastpubsub.Broker, r *
 			return nil
 		}
 	}
-	r.problems = append(r.problems, "slots are needed, though all messages are acked or dead letters")
-	return nil
+	return errors.New("slots are needed, though all messages are acked or dead letters")
 }
