@@ -210,6 +210,7 @@ func (s *soakRun) work(ctx context.Context, out io.Writer) error {
 	if ctx.Err() != nil {
 		fmt.Fprintln(out, "interrupted: what was done so far is accounted for")
 	}
+	s.db.Pool.Reset() // the server was killed under its connections
 	return crashtest.BackendsGone(context.WithoutCancel(ctx), s.db.Pool, applicationName)
 }
 
