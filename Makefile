@@ -61,3 +61,7 @@ docker-build: ## Build the Docker image fastpubsub
 .PHONY: bench
 bench: build ## Measure publishing and consuming beside plain inserts
 	./fastpubsub bench
+
+.PHONY: soak
+soak: ## Let everything happen at once, kills of PostgreSQL too: make soak DURATION=1h
+	go run ./soak --duration $(or $(DURATION),3m)

@@ -1,15 +1,12 @@
 package fastpubsub_test
 
 import (
-	"bufio"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"math/rand/v2"
 	"os"
 	"path/filepath"
-	"slices"
 	"testing"
 	"time"
 
@@ -18,100 +15,6 @@ import (
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/internal/crashtest"
 )
-
-// A worker does to messages what consumers do.
-type worker struct {
-	name   string
-	broker *fastpubsub.Broker
-	rng    *rand.Rand
-	record crashtest.Recorder
-	kept   []crashtest.Message // extended, and acked later
-}
-
-// step takes some messages and acks, nacks, extends, gives back or forgets each.
-func (w *worker) step(ctx context.Context) error {
-	msgs, err := w.record.Consume(ctx, w.broker, fastpubsub.ConsumeOptions{
-		Consumer:    w.name,
-		Max:         1 + w.rng.IntN(10),
-		Wait:        20 * time.Millisecond,
-		AckDeadline: time.Duration(w.rng.IntN(3)) * time.Second,
-		Single:      w.rng.IntN(4) == 0,
-	})
-	if err != nil && !errors.Is(err, fastpubsub.ErrBusy) {
-		return err
-	}
-	const (
-		ack = iota
-		nack
-		nackDelayed
-		nackAtOnce
-		extend
-		giveBack
-		forget
-	)
-	var groups [forget + 1][]crashtest.Message
-	weights := []int{ack, ack, ack, ack, ack, ack, nack, nackDelayed, nackAtOnce, extend, giveBack, forget}
-	for _, m := range msgs {
-		i := weights[w.rng.IntN(len(weights))]
-		groups[i] = append(groups[i], m)
-	}
-	if len(w.kept) > 0 && w.rng.IntN(2) == 0 {
-		groups[ack] = append(groups[ack], w.kept...)
-		w.kept = nil
-	}
-	w.kept = append(w.kept, groups[extend]...)
-	for _, action := range w.rng.Perm(len(groups)) {
-		msgs := groups[action]
-		if len(msgs) == 0 {
-			continue
-		}
-		var err error
-		switch action {
-		case ack:
-			for msgs := range slices.Chunk(msgs, 1+w.rng.IntN(len(msgs))) {
-				if err = w.record.Ack(ctx, w.broker, w.name, msgs); err != nil {
-					break
-				}
-			}
-		case nack:
-			err = w.nack(ctx, msgs, fastpubsub.NackOptions{Error: w.name})
-		case nackDelayed:
-			err = w.nack(ctx, msgs, fastpubsub.NackOptions{Delay: 2 * time.Second})
-		case nackAtOnce:
-			err = w.nack(ctx, msgs, fastpubsub.NackOptions{Immediate: true})
-		case extend:
-			err = w.extend(ctx, crashtest.Extend, msgs, 3*time.Second)
-		case giveBack:
-			err = w.extend(ctx, crashtest.GiveBack, msgs, 0)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func (w *worker) nack(ctx context.Context, msgs []crashtest.Message, options fastpubsub.NackOptions) error {
-	return w.record.Do(w.name, crashtest.Nack, msgs, func() ([]crashtest.Message, int, error) {
-		n, err := w.broker.Nack(ctx, crashtest.Subscription, namedDeliveries(msgs), options)
-		return msgs, n, err
-	})
-}
-
-func (w *worker) extend(ctx context.Context, call crashtest.Call, msgs []crashtest.Message, deadline time.Duration) error {
-	return w.record.Do(w.name, call, msgs, func() ([]crashtest.Message, int, error) {
-		n, err := w.broker.Extend(ctx, crashtest.Subscription, namedDeliveries(msgs), deadline)
-		return msgs, n, err
-	})
-}
-
-func namedDeliveries(msgs []crashtest.Message) []fastpubsub.Delivery {
-	all := make([]fastpubsub.Delivery, len(msgs))
-	for i, m := range msgs {
-		all[i] = fastpubsub.Delivery{ID: m.ID, DeliveryAttempts: m.Attempts}
-	}
-	return all
-}
 
 // childEnv tells this program that it is a consumer, and which, as a childConfig in JSON.
 const childEnv = "FASTPUBSUB_TEST_CONSUMER"
@@ -155,17 +58,17 @@ func (c *childConfig) run(t *testing.T) error {
 		return c.untilKilled(t, poolConfig)
 	}
 	b, _ := brokerOn(t, c.Schema, poolConfig)
-	f, err := os.OpenFile(c.Ledger, os.O_APPEND|os.O_WRONLY, 0)
+	f, err := crashtest.OpenFile(c.Ledger)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
 	if c.Poison != 0 {
-		return c.untilPoison(t.Context(), b, fileRecorder(f))
+		return c.untilPoison(t.Context(), b, f.Add)
 	}
-	w := worker{name: c.Name, broker: b, rng: rand.New(rand.NewPCG(c.Seed, 0)), record: fileRecorder(f)}
+	w := crashtest.Worker{Name: c.Name, Broker: b, Subscription: crashtest.Subscription, Rand: rand.New(rand.NewPCG(c.Seed, 0)), Record: f.Add}
 	for {
-		if err := w.step(t.Context()); err != nil {
+		if err := w.Step(t.Context()); err != nil {
 			return err
 		}
 	}
@@ -173,14 +76,14 @@ func (c *childConfig) run(t *testing.T) error {
 
 func (c *childConfig) untilPoison(ctx context.Context, b *fastpubsub.Broker, r crashtest.Recorder) error {
 	for {
-		msgs, err := r.Consume(ctx, b, fastpubsub.ConsumeOptions{Consumer: c.Name, Max: 1})
+		msgs, err := r.Consume(ctx, b, crashtest.Subscription, fastpubsub.ConsumeOptions{Consumer: c.Name, Max: 1})
 		if err != nil || len(msgs) == 0 {
 			return err
 		}
 		if msgs[0].N == c.Poison {
 			return killSelf()
 		}
-		if err := r.Ack(ctx, b, c.Name, msgs); err != nil {
+		if err := r.Ack(ctx, b, crashtest.Subscription, c.Name, msgs); err != nil {
 			return err
 		}
 	}
@@ -214,35 +117,6 @@ func newLedgerFile(t *testing.T) string {
 		t.Fatal(err)
 	}
 	return path
-}
-
-// fileRecorder adds to a ledger that processes share. A line that was cut off when its writer was killed stays alone.
-func fileRecorder(f *os.File) crashtest.Recorder {
-	return func(e crashtest.Entry) error {
-		line, err := json.Marshal(e)
-		if err != nil {
-			return err
-		}
-		_, err = f.Write(fmt.Appendf(nil, "\n%s\n", line))
-		return err
-	}
-}
-
-func readLedger(path string) (entries []crashtest.Entry, err error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	lines.Buffer(nil, 1<<20)
-	for lines.Scan() {
-		var e crashtest.Entry
-		if json.Unmarshal(lines.Bytes(), &e) == nil { // empty, or its writer was killed, else
-			entries = append(entries, e)
-		}
-	}
-	return entries, lines.Err()
 }
 
 // TestConsumerKilled kills consumer processes at random moments, while messages are published: each message is acked once,
@@ -289,7 +163,7 @@ func TestConsumerKilled(t *testing.T) {
 		}
 		if int64(n) < 50+size()/150 {
 			k := 1 + rng.IntN(5)
-			if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, "publisher", n, k); err != nil {
+			if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, crashtest.Topic, "publisher", n, k); err != nil {
 				t.Fatal(err)
 			}
 			n += k
@@ -316,7 +190,7 @@ func TestConsumerKilled(t *testing.T) {
 		}
 	}
 	crashtest.WaitForBackends(t, db, names...)
-	entries, err := readLedger(path)
+	entries, err := crashtest.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +209,7 @@ func TestPoison(t *testing.T) {
 	crashtest.Create(t, b)
 	path := newLedgerFile(t)
 	var published crashtest.Memory
-	if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, "publisher", 1, 10); err != nil {
+	if err := crashtest.Recorder(published.Add).Publish(t.Context(), b, crashtest.Topic, "publisher", 1, 10); err != nil {
 		t.Fatal(err)
 	}
 	var names []string
@@ -363,11 +237,11 @@ func TestPoison(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(letters) != 1 || string(letters[0].Payload) != string(numbered(poison, 1)[0].Payload) ||
+	if len(letters) != 1 || string(letters[0].Payload) != string(crashtest.Payload(poison)) ||
 		letters[0].DeliveryAttempts != crashtest.Attempts || letters[0].LastError != "ack deadline passed" {
 		t.Errorf("dead letters: %+v", letters)
 	}
-	entries, err := readLedger(path)
+	entries, err := crashtest.ReadFile(path)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -78,7 +78,8 @@ func crash(t *testing.T, without *protection) crashtest.Findings {
 			name := fmt.Sprintf("%d in round %d", i, round)
 			g.Go(func() error { return l.publish(ctx, publishers, "publisher "+name) })
 			if without == nil { // any commit that waits makes all before it durable
-				w := &worker{name: "consumer " + name, broker: consumers, rng: rand.New(rand.NewPCG(rng.Uint64(), 0)), record: l.ledger.Add}
+				w := &crashtest.Worker{Name: "consumer " + name, Broker: consumers, Subscription: crashtest.Subscription,
+					Rand: rand.New(rand.NewPCG(rng.Uint64(), 0)), Record: l.ledger.Add}
 				g.Go(func() error { return l.work(ctx, w) })
 			}
 		}
@@ -102,7 +103,7 @@ func crash(t *testing.T, without *protection) crashtest.Findings {
 		if err := errors.Join(killErr, g.Wait(), srv.Restart(t.Context())); err != nil {
 			t.Fatal(err)
 		}
-		if err := l.ledger.Add(crashtest.Entry{Call: crashtest.Crash}); err != nil {
+		if err := l.ledger.Add(crashtest.Entry{Call: crashtest.Crash, Ended: true}); err != nil {
 			t.Fatal(err)
 		}
 		consumerPool.Reset() // its connections are dead
@@ -159,7 +160,7 @@ func (l *crashLoad) publish(ctx context.Context, b *fastpubsub.Broker, name stri
 		}
 		n := 1 + l.next.Load()%5
 		from := l.next.Add(n) - n
-		if err := crashtest.Recorder(l.ledger.Add).Publish(ctx, b, name, int(from), int(n)); err != nil {
+		if err := crashtest.Recorder(l.ledger.Add).Publish(ctx, b, crashtest.Topic, name, int(from), int(n)); err != nil {
 			return l.unlessKilled(err)
 		}
 		l.published.Add(n)
@@ -167,14 +168,14 @@ func (l *crashLoad) publish(ctx context.Context, b *fastpubsub.Broker, name stri
 }
 
 // work goes on until the server is gone. It is the steps that move the clock.
-func (l *crashLoad) work(ctx context.Context, w *worker) error {
+func (l *crashLoad) work(ctx context.Context, w *crashtest.Worker) error {
 	move := func() error {
 		l.clockMu.Lock()
 		defer l.clockMu.Unlock()
-		return l.clock.Move(ctx, upTo(w.rng, 300*time.Millisecond))
+		return l.clock.Move(ctx, upTo(w.Rand, 300*time.Millisecond))
 	}
 	for {
-		if err := w.step(ctx); err != nil {
+		if err := w.Step(ctx); err != nil {
 			return l.unlessKilled(err)
 		}
 		if err := move(); err != nil {

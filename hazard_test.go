@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -13,7 +12,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/fastpubsub/fastpubsub"
-	"github.com/fastpubsub/fastpubsub/migrations"
+	"github.com/fastpubsub/fastpubsub/internal/crashtest"
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
@@ -60,16 +59,9 @@ func TestHazards(t *testing.T) {
 // takeOut installs an engine function without one of its protections.
 func takeOut(t testing.TB, db *storetest.DB, p protection) {
 	t.Helper()
-	functions := migrations.Functions(db.Schema)
-	i := slices.IndexFunc(functions, func(f migrations.Function) bool { return f.Name == p.function })
-	if i < 0 {
-		t.Fatalf("no function %s", p.function)
+	if err := (crashtest.Protection{Function: p.function, Line: p.line, Without: p.without}).TakeOut(t.Context(), db); err != nil {
+		t.Fatal(err)
 	}
-	line, without := db.SQL(p.line), db.SQL(p.without)
-	if n := strings.Count(functions[i].SQL, line); n != 1 {
-		t.Fatalf("%s has %q %d times", p.function, line, n)
-	}
-	exec(t, db, strings.Replace(functions[i].SQL, line, without, 1))
 }
 
 // wantDelivered drains a subscription and compares.

@@ -131,7 +131,11 @@ func (c *clients) publish(ctx context.Context, name string) error {
 		}
 		n := 1 + int(c.next.Load()%5)
 		from := int(c.next.Add(int64(n))) - n
-		err := c.record().PublishBy(name, from, n, func(payloads []json.RawMessage) ([]fastpubsub.ID, error) {
+		err := c.record().PublishBy(crashtest.Topic, name, from, n, func(msgs []fastpubsub.NewMessage) ([]fastpubsub.ID, error) {
+			payloads := make([]json.RawMessage, len(msgs))
+			for i, m := range msgs {
+				payloads[i] = m.Payload
+			}
 			var answer struct{ IDs []fastpubsub.ID }
 			err := c.call(ctx, http.MethodPost, "/topics/t/messages", payloads, http.StatusCreated, &answer)
 			return answer.IDs, err
@@ -172,7 +176,7 @@ func (c *clients) move(ctx context.Context, d time.Duration) error {
 func (c *clients) step(ctx context.Context, name string, rng *rand.Rand) error {
 	path := fmt.Sprintf("/subscriptions/s/messages?consumer_id=c&batch_size=%d&ack_deadline_seconds=%d", 1+rng.IntN(10), 1+rng.IntN(2))
 	var msgs []crashtest.Message
-	err := c.record().Do(name, crashtest.Consume, nil, func() ([]crashtest.Message, int, error) {
+	err := c.record().Do(crashtest.Entry{Caller: name, Call: crashtest.Consume, Subscription: crashtest.Subscription}, func() ([]crashtest.Message, int, error) {
 		var got struct{ Data []message }
 		if err := c.call(ctx, http.MethodGet, path, nil, http.StatusOK, &got); err != nil {
 			return nil, 0, err
@@ -211,10 +215,10 @@ func (c *clients) step(ctx context.Context, name string, rng *rand.Rand) error {
 
 // end acks or nacks messages.
 func (c *clients) end(ctx context.Context, name string, call crashtest.Call, route string, msgs []crashtest.Message) error {
-	return c.record().Do(name, call, msgs, func() ([]crashtest.Message, int, error) {
+	return c.record().Change(call, crashtest.Subscription, name, msgs, func() (int, error) {
 		var answer struct{ Count int }
 		err := c.call(ctx, http.MethodPost, "/subscriptions/s/"+route, crashtest.IDs(msgs), http.StatusOK, &answer)
-		return msgs, answer.Count, err
+		return answer.Count, err
 	})
 }
 
