@@ -17,7 +17,8 @@ import (
 
 // Limits of the API.
 const (
-	maxBatch   = 100 // messages that one request takes
+	maxBatch   = 100   // messages that one request takes
+	maxConsume = 1_000 // that Consume may be asked for, as a Broker's
 	maxWait    = 30 * time.Second
 	maxIDs     = 1_000 // of messages in one request, where the server has no other limit
 	maxAttempt = math.MaxInt32
@@ -178,8 +179,8 @@ func consumeQuery(options fastpubsub.ConsumeOptions) (url.Values, error) {
 		p.add("wait_seconds", "greater_than_equal", "must be at least 0, not %v", options.Wait)
 	}
 	switch {
-	case options.Max > fastpubsub.MaxConsume:
-		p.add("batch_size", "less_than_equal", "must be at most %d, not %d", fastpubsub.MaxConsume, options.Max)
+	case options.Max > maxConsume:
+		p.add("batch_size", "less_than_equal", "must be at most %d, not %d", maxConsume, options.Max)
 	case options.Max != 0:
 		query.Set("batch_size", strconv.Itoa(min(options.Max, maxBatch)))
 	default:
