@@ -39,8 +39,9 @@ type Options struct {
 	// seconds.
 	Timeout time.Duration
 
-	// MaxAnswerBytes is the size of the largest answer that is read. Consume asks for fewer messages when they are more. One
-	// message may have 16 MiB and its attributes. Default 256 MiB.
+	// MaxAnswerBytes is the size of the largest answer that is read. Consume asks for half as many messages when they are more, and
+	// so on; those that it could not read come back when the server notices, or after their ack deadline. One message may have 16 MiB
+	// and its attributes. Default 256 MiB.
 	MaxAnswerBytes int64
 
 	// Logger is told what goes wrong in Receive and Messages, where their options name none. Default slog.Default().
@@ -137,6 +138,9 @@ func transport() http.RoundTripper {
 	t.HTTP2 = &http.HTTP2Config{SendPingTimeout: pingAfter}
 	return t
 }
+
+// Format implements [fmt.Formatter] for all verbs, and shows the server's address alone: what else there is has secrets in it.
+func (c *Client) Format(f fmt.State, _ rune) { fmt.Fprintf(f, "client of %s", c.base) }
 
 // CloseIdleConnections closes connections that no call uses, as [http.Client] does. The Client can still be used.
 func (c *Client) CloseIdleConnections() { c.http.CloseIdleConnections() }

@@ -137,7 +137,6 @@ func (c *Client) Consume(ctx context.Context, subscriptionID string, options fas
 		var answer struct{ Data []wireMessage }
 		err := c.call(ctx, request{method: http.MethodGet, path: path + "/messages", query: query, wait: wait, takes: true}, &answer)
 		if n, atoi := strconv.Atoi(query.Get("batch_size")); errors.Is(err, errTooLarge) && n > 1 && atoi == nil {
-			// The server has them back when it notices that nobody reads.
 			query.Set("batch_size", strconv.Itoa(n/2))
 			continue
 		}
