@@ -18,6 +18,7 @@ import (
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/client"
+	"github.com/fastpubsub/fastpubsub/httpapi"
 )
 
 type roundTripper func(*http.Request) (*http.Response, error)
@@ -166,24 +167,21 @@ func TestRetries(t *testing.T) {
 	})
 }
 
+// busyBroker is held by others all the time.
+type busyBroker struct{ httpapi.Broker }
+
+func (busyBroker) Consume(context.Context, string, fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error) {
+	return nil, fmt.Errorf("consume: %w", fastpubsub.ErrBusy)
+}
+
 // ErrBusy comes through, and is one of those after which trying again helps.
 func TestBusy(t *testing.T) {
 	t.Parallel()
-	s, db := newServer(t, false)
-	s.fill(1, fastpubsub.SubscriptionSettings{})
-	tx, err := db.Pool.Begin(t.Context())
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer tx.Rollback(context.Background())
-	if _, err := tx.Exec(t.Context(), db.SQL(`SELECT FROM {schema}.subscriptions WHERE id = 's' FOR UPDATE`)); err != nil {
-		t.Fatal(err)
-	}
-	_, err = s.client(client.Options{}).Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "c"})
-	if err == nil {
-		t.Skip("NOT TESTED: this lock does not keep consumers away")
-	}
-	if !errors.Is(err, fastpubsub.ErrBusy) || !errors.Is(err, client.ErrUnavailable) {
+	api := httpapi.New(busyBroker{}, httpapi.Config{Logger: silent})
+	c := fake(t, client.Options{}, api.ServeHTTP)
+	_, err := c.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "c"})
+	var e *client.Error
+	if !errors.Is(err, fastpubsub.ErrBusy) || !errors.Is(err, client.ErrUnavailable) || !errors.As(err, &e) || e.RetryAfter != time.Second {
 		t.Errorf("%v", err)
 	}
 }
