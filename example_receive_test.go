@@ -79,6 +79,49 @@ func ExampleBroker_Receive() {
 	// dead letter: nobody to mail to
 }
 
+// A loop acks what it goes on from. What Settle says about a message is done instead.
+func ExampleBroker_Messages() {
+	ctx := context.Background()
+	broker, db, err := exampleBroker(ctx)
+	if err != nil {
+		panic(err)
+	}
+	defer db.Close()
+	_, err = broker.Publish(ctx, "orders",
+		fastpubsub.NewMessage{Payload: []byte(`{"customer":"ann"}`)},
+		fastpubsub.NewMessage{Payload: []byte(`{}`)},
+		fastpubsub.NewMessage{Payload: []byte(`{"customer":"bob"}`)})
+	if err != nil {
+		panic(err)
+	}
+
+	ctx, cancel := context.WithCancel(ctx) // of a service, that of signal.NotifyContext
+	defer cancel()
+	n := 0
+	for msg, err := range broker.Messages(ctx, "emails", fastpubsub.ReceiveOptions{}) {
+		if err != nil {
+			panic(err)
+		}
+		fmt.Println(string(msg.Payload))
+		if string(msg.Payload) == "{}" {
+			msg.Settle(fastpubsub.Permanent(errors.New("no customer")))
+		}
+		if n++; n == 3 {
+			cancel() // the end of this example, after this body's end
+		}
+	}
+	m, err := broker.Metrics(context.Background(), "emails")
+	if err != nil {
+		panic(err)
+	}
+	fmt.Println("acked:", m.Acked, "dead letters:", m.DeadLetters)
+	// Output:
+	// {"customer":"ann"}
+	// {}
+	// {"customer":"bob"}
+	// acked: 2 dead letters: 1
+}
+
 // The row and the ack are committed together: whatever crashes, each order has one row.
 func ExampleBroker_ReceiveTx() {
 	ctx := context.Background()
@@ -122,41 +165,4 @@ func ExampleBroker_ReceiveTx() {
 	fmt.Println("invoices:", rows)
 	// Output:
 	// invoices: 1
-}
-
-// A loop over messages, one at a time. What the body does not settle is acked when the loop goes on.
-func ExampleBroker_Messages() {
-	ctx := context.Background()
-	broker, db, err := exampleBroker(ctx)
-	if err != nil {
-		panic(err)
-	}
-	defer db.Close()
-	_, err = broker.Publish(ctx, "orders", fastpubsub.JSON(map[string]int{"order": 1}), fastpubsub.JSON(map[string]int{"order": 2}))
-	if err != nil {
-		panic(err)
-	}
-
-	ctx, cancel := context.WithCancel(ctx) // of a service, that of signal.NotifyContext
-	defer cancel()
-	n := 0
-	for msg, err := range broker.Messages(ctx, "emails", fastpubsub.ReceiveOptions{}) {
-		if err != nil {
-			panic(err)
-		}
-		fmt.Println(string(msg.Payload))
-		if n++; n == 2 {
-			msg.Settle(nil) // it is acked though the loop is left
-			break
-		}
-	}
-	m, err := broker.Metrics(context.Background(), "emails")
-	if err != nil {
-		panic(err)
-	}
-	fmt.Println("acked:", m.Acked)
-	// Output:
-	// {"order":1}
-	// {"order":2}
-	// acked: 2
 }

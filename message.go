@@ -109,6 +109,28 @@ func JSON(v any) NewMessage {
 	return NewMessage{Payload: payload, err: err}
 }
 
+// Check returns why Publish would refuse the message, whatever topic it is for: what [JSON] could not encode, or an InvalidError
+// with the fields "payload" and "attributes". It is nil for a message that can be published.
+func (m NewMessage) Check() error {
+	if m.err != nil {
+		return m.err
+	}
+	var p problems
+	m.check(&p, func(name string) string { return name })
+	return p.err()
+}
+
+func (m *NewMessage) check(p *problems, field func(name string) string) {
+	if len(m.Payload) > maxPayloadBytes {
+		p.add(field("payload"), "too_long", "must have at most %d bytes, not %d", maxPayloadBytes, len(m.Payload))
+	} else if err := jsontext.CheckObject(m.Payload); err != nil {
+		p.add(field("payload"), payloadProblem(err), "%v", err)
+	}
+	if len(m.Attributes) > 0 {
+		checkAttributes(p, field("attributes"), m.Attributes)
+	}
+}
+
 // Publish publishes messages to a topic, all or none, and returns their ids in the same order. Afterwards they are
 // durable, and every subscription of the topic gets them; no order between concurrent calls is promised. It takes 1 to
 // 10,000 messages of 64 MiB in all.
@@ -209,22 +231,16 @@ func encode(msgs []NewMessage, hooked map[string]string) (payloads []string, att
 	}
 	total := 0
 	for i, msg := range msgs {
-		field := func(name string) string { return "messages." + strconv.Itoa(i) + "." + name }
-		total += len(msg.Payload)
 		if msg.err != nil {
 			return nil, nil, fmt.Errorf("message %d: %w", i, msg.err)
 		}
-		if len(msg.Payload) > maxPayloadBytes {
-			p.add(field("payload"), "too_long", "must have at most %d bytes, not %d", maxPayloadBytes, len(msg.Payload))
-		} else if err := jsontext.CheckObject(msg.Payload); err != nil {
-			p.add(field("payload"), payloadProblem(err), "%v", err)
-		}
+		msg.check(&p, func(name string) string { return "messages." + strconv.Itoa(i) + "." + name })
 		payloads[i] = string(msg.Payload)
+		total += len(msg.Payload)
 		if len(msg.Attributes) > 0 {
 			if attributes == nil {
 				attributes = make([]*string, len(msgs))
 			}
-			checkAttributes(&p, field("attributes"), msg.Attributes)
 			all := withAttributes(msg.Attributes, hooked)
 			text, err := json.Marshal(all)
 			if err != nil {

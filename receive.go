@@ -144,7 +144,7 @@ func (b *Broker) Receive(ctx context.Context, subscriptionID string, handle Hand
 }
 
 // ReceiveFrom is [Broker.Receive] for any source of messages. It goes on after all errors of the source but those that Receive
-// returns, and [ErrCredentials], [ErrToken] and [ErrScope].
+// returns, and [ErrCredentials], [ErrNoTokens], [ErrToken] and [ErrScope].
 func ReceiveFrom(ctx context.Context, source Source, subscriptionID string, handle Handler, options ReceiveOptions) error {
 	r, err := newReceiver(ctx, source, nil, subscriptionID, options, handle == nil)
 	if err != nil {
@@ -285,7 +285,7 @@ func newReceiver(ctx context.Context, source Source, tx *Broker, subscriptionID 
 
 // fatal says that trying again will not help.
 func fatal(err error) bool {
-	for _, target := range []error{ErrNotFound, ErrInvalid, ErrSchemaOutdated, ErrBinaryOutdated, ErrCredentials, ErrToken, ErrScope} {
+	for _, target := range []error{ErrNotFound, ErrInvalid, ErrSchemaOutdated, ErrBinaryOutdated, ErrCredentials, ErrNoTokens, ErrToken, ErrScope} {
 		if errors.Is(err, target) {
 			return true
 		}

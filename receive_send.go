@@ -49,6 +49,9 @@ func (r *receiver) send(ctx context.Context, handled <-chan struct{}) (unsent in
 			}
 			return unsent, err
 		}
+		if fatal(err) { // perhaps the rest can be sent all the same, until time is over
+			r.stop(err)
+		}
 		r.warn("acks could not be sent", err)
 		_ = sleep(ctx, retry/2+rand.N(retry))
 		retry = min(2*retry, retryUpTo)
