@@ -1,4 +1,6 @@
-package storetest
+// Package testdb has what storetest and fastpubsubtest share: a PostgreSQL for the tests of a process, schemas of their own for
+// tests, and the clock of a schema.
+package testdb
 
 import (
 	"context"
@@ -18,8 +20,8 @@ import (
 	"github.com/fastpubsub/fastpubsub/internal/pgserver"
 )
 
-// urlEnv names a database to test in, whose user may create schemas.
-const urlEnv = "FASTPUBSUB_TEST_DATABASE_URL"
+// URLEnv names a database to test in, whose user may create schemas.
+const URLEnv = "FASTPUBSUB_TEST_DATABASE_URL"
 
 // serverSettings are those of the throw-away server.
 var serverSettings = map[string]string{
@@ -31,6 +33,9 @@ var serverSettings = map[string]string{
 	"shared_buffers":            "128MB",
 }
 
+// SetupTimeout is for what comes before a test. Starting a server may include pulling an image.
+const SetupTimeout = 2 * time.Minute
+
 // The image and how long a container may live if nobody stops it.
 const (
 	dockerImage, dockerTag = "postgres", "17-alpine"
@@ -38,32 +43,38 @@ const (
 )
 
 var (
-	mainRuns atomic.Bool
-	stop     = func() error { return nil } // of the shared server; written by sharedURL, read by Main after the tests
+	running atomic.Bool                   // in Run
+	stop    = func() error { return nil } // the shared server; written by server, read by Run after the tests
 )
 
-// Main runs the tests of a package and stops the server that they shared. It is all that a TestMain needs to do; the
-// exit code is that of the tests, or 1 if they passed and the server could not be stopped.
-func Main(m *testing.M) {
-	mainRuns.Store(true)
+// Run runs the tests of a package, stops the server that they shared, and returns the exit code: that of the tests, or 1 if they
+// passed and the server could not be stopped.
+func Run(m *testing.M) int {
+	running.Store(true)
 	code := m.Run()
 	if err := stop(); err != nil {
-		fmt.Fprintf(os.Stderr, "storetest: stop the server: %v\n", err)
+		fmt.Fprintf(os.Stderr, "stop the PostgreSQL of the tests: %v\n", err)
 		code = max(code, 1)
 	}
-	os.Exit(code)
+	return code
 }
 
-// sharedURL returns the address of the database that all tests of this process share.
-var sharedURL = sync.OnceValues(func() (string, error) {
-	if !mainRuns.Load() {
-		return "", errors.New("nothing would stop the server: " +
-			"add func TestMain(m *testing.M) { storetest.Main(m) } to the package")
-	}
-	if url := os.Getenv(urlEnv); url != "" {
+// URL returns the address of the database that all tests of this process share: the one that the environment names, else one
+// on a throw-away server. A server is started only if Run runs the tests, since nothing would stop it; main is the TestMain
+// that an error asks for.
+func URL(main string) (string, error) {
+	if url := os.Getenv(URLEnv); url != "" {
 		return url, nil
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), setupTimeout)
+	if !running.Load() {
+		return "", fmt.Errorf("%s is not set, and nothing would stop a PostgreSQL of this package's own: add %s to the package", URLEnv, main)
+	}
+	return server()
+}
+
+// server starts the shared server.
+var server = sync.OnceValues(func() (string, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), SetupTimeout)
 	defer cancel()
 	srv, err := pgserver.Start(ctx, pgserver.Options{Settings: serverSettings})
 	if err == nil {
@@ -76,7 +87,7 @@ var sharedURL = sync.OnceValues(func() (string, error) {
 	url, dockerErr := startContainer(ctx)
 	if dockerErr != nil {
 		return "", fmt.Errorf("no PostgreSQL to test with: set %s to the address of a database, "+
-			"or install the PostgreSQL server, or start Docker\n\t%w\n\tdocker: %w", urlEnv, err, dockerErr)
+			"or install the PostgreSQL server, or start Docker\n\t%w\n\tdocker: %w", URLEnv, err, dockerErr)
 	}
 	return url, nil
 })
@@ -123,11 +134,11 @@ func startContainer(ctx context.Context) (_ string, err error) {
 		Scheme: "postgres", User: url.UserPassword("fastpubsub", "fastpubsub"),
 		Host: resource.GetHostPort("5432/tcp"), Path: "/fastpubsub", RawQuery: "sslmode=disable",
 	}
-	return address.String(), waitReady(ctx, address.String())
+	return address.String(), WaitReady(ctx, address.String())
 }
 
-// waitReady waits until the server in the container takes connections.
-func waitReady(ctx context.Context, url string) error {
+// WaitReady waits, 30 seconds at most, until a server takes connections.
+func WaitReady(ctx context.Context, url string) error {
 	ctx, cancel := context.WithTimeout(ctx, 30*time.Second)
 	defer cancel()
 	tick := time.NewTicker(100 * time.Millisecond)
