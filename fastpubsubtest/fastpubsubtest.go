@@ -188,10 +188,11 @@ func (k *Kit) close() error {
 			err = errors.Join(err, k.disconnect())
 		}
 	}
+	schemas := []string{k.Schema}
 	if k.Tables != "" {
-		err = errors.Join(err, testdb.Drop(k.config, k.Tables))
+		schemas = append(schemas, k.Tables)
 	}
-	return errors.Join(err, testdb.Drop(k.config, k.Schema))
+	return errors.Join(err, testdb.Drop(k.config, schemas...))
 }
 
 // disconnect ends the sessions that are left of our pool, whose locks would keep the schemas.

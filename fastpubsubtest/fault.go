@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/jackc/pgx/v5"
 
@@ -69,7 +68,7 @@ type calls struct {
 // newCalls is for a Receive that takes one message after the other: it takes none while the handler has one.
 func newCalls(fault func(fastpubsub.Message) Fault, ended func()) *calls {
 	return &calls{fault: fault, ended: ended, options: fastpubsub.ReceiveOptions{
-		Consumer: "fastpubsubtest", Concurrency: 1, MaxMessages: 1, ShutdownTimeout: time.Second,
+		Consumer: "fastpubsubtest", Concurrency: 1, MaxMessages: 1,
 	}}
 }
 

@@ -49,17 +49,21 @@ func ClosePool(ctx context.Context, pool *pgxpool.Pool) error {
 	}
 }
 
-// Drop drops a schema, if it is there. It uses a connection of its own: a pool's may be lent out, or have been made to fail.
-func Drop(config *pgx.ConnConfig, schema string) error {
+// Drop drops schemas, if they are there. It uses a connection of its own: a pool's may be lent out, or have been made to fail.
+func Drop(config *pgx.ConnConfig, schemas ...string) error {
 	ctx, cancel := context.WithTimeout(context.Background(), CloseTimeout)
 	defer cancel()
 	conn, err := pgx.ConnectConfig(ctx, config.Copy())
 	if err != nil {
-		return fmt.Errorf("drop schema %q: %w", schema, err)
+		return fmt.Errorf("drop schema %q: %w", schemas, err)
 	}
 	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, Fill("DROP SCHEMA IF EXISTS {schema} CASCADE", schema)); err != nil {
-		return fmt.Errorf("drop schema %q: %w", schema, err)
+	quoted := make([]string, len(schemas))
+	for i, schema := range schemas {
+		quoted[i] = pgx.Identifier{schema}.Sanitize()
+	}
+	if _, err := conn.Exec(ctx, "DROP SCHEMA IF EXISTS "+strings.Join(quoted, ", ")+" CASCADE"); err != nil {
+		return fmt.Errorf("drop schema %q: %w", schemas, err)
 	}
 	return nil
 }
