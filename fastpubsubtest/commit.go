@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/binary"
-	"errors"
+	"io"
 	"net"
 	"os"
 	"sync"
@@ -138,8 +138,6 @@ type conn struct {
 	interrupted chan struct{} // closed when the client gives up
 }
 
-var errLost = errors.New("fastpubsubtest: the connection broke at the commit, which has happened (LoseCommit)")
-
 func (c *conn) Write(p []byte) (int, error) {
 	if isCommit(p) {
 		if f := c.commits.take(); f != nil && f.lose {
@@ -164,7 +162,7 @@ func (c *conn) Read(p []byte) (int, error) {
 		}
 		if c.answer.ends(p[:n]) {
 			_ = c.Conn.Close()
-			return 0, errLost
+			return 0, io.ErrUnexpectedEOF
 		}
 	}
 }

@@ -102,8 +102,8 @@ func TestNewRefuses(t *testing.T) {
 				t.Errorf("it went on")
 			})
 			mustSay(t, said, "fastpubsubtest: ", tc.want)
-			if strings.Contains(said, "\n") {
-				t.Errorf("it says more than one thing: %s", said)
+			if strings.Contains(said, "drop schema") {
+				t.Errorf("it says what it could not undo, too: %s", said)
 			}
 		})
 	}

@@ -33,7 +33,8 @@ const (
 // An Outcome is what became of a message, as the database has it.
 type Outcome struct {
 	State State
-	// Delay is how long it waits until it comes again, by the schema's clock. For Unsettled it is the rest of the ack deadline.
+	// Delay is how long it waits until it comes again, by the schema's clock, in whole milliseconds. For Unsettled it is the
+	// rest of the ack deadline.
 	Delay time.Duration
 	// Attempts is how many deliveries count so far.
 	Attempts int
@@ -198,6 +199,6 @@ func (k *Kit) outcome(ctx context.Context, id string, o *Outcome) error {
 	default:
 		return fmt.Errorf("the message is in a state that is not known: %q", state)
 	}
-	o.Delay = max(0, time.Duration(microseconds)*time.Microsecond)
+	o.Delay = max(0, time.Duration(microseconds)*time.Microsecond).Round(time.Millisecond)
 	return nil
 }
