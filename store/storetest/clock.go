@@ -2,9 +2,10 @@ package storetest
 
 import (
 	"context"
-	"fmt"
 	"testing"
 	"time"
+
+	"github.com/fastpubsub/fastpubsub/internal/testdb"
 )
 
 // A Clock is the time of a schema, which goes on only when it is moved, or by itself, too.
@@ -12,18 +13,10 @@ type Clock struct {
 	db *DB
 }
 
-// The time is a sequence's value, in microseconds: every transaction sees it at once, whatever its snapshot.
-const stopClock = `
-CREATE SEQUENCE {schema}.test_clock MINVALUE 0;
-CREATE OR REPLACE FUNCTION {schema}.clock() RETURNS timestamptz LANGUAGE sql VOLATILE AS $$
-    SELECT timestamptz 'epoch' + last_value * interval '1 microsecond' FROM {schema}.test_clock
-$$;
-SELECT setval('{schema}.test_clock', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint)`
-
 // StopClock stops the engine's clock in the schema.
 func (db *DB) StopClock(tb testing.TB) *Clock {
 	tb.Helper()
-	if _, err := db.Pool.Exec(tb.Context(), db.SQL(stopClock)); err != nil {
+	if err := testdb.StopClock(tb.Context(), db.Pool, db.Schema); err != nil {
 		tb.Fatal(err)
 	}
 	return &Clock{db}
@@ -46,9 +39,5 @@ func (db *DB) RunClock(ctx context.Context) (*Clock, error) {
 
 // Move moves the clock on, or back.
 func (c *Clock) Move(ctx context.Context, d time.Duration) error {
-	_, err := c.db.Pool.Exec(ctx, c.db.SQL(`SELECT setval('{schema}.test_clock', last_value + $1) FROM {schema}.test_clock`), d.Microseconds())
-	if err != nil {
-		return fmt.Errorf("move the clock: %w", err)
-	}
-	return nil
+	return testdb.MoveClock(ctx, c.db.Pool, c.db.Schema, d)
 }

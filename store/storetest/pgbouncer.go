@@ -14,6 +14,7 @@ import (
 	"github.com/jackc/pgx/v5/pgconn"
 
 	"github.com/fastpubsub/fastpubsub/internal/pgserver"
+	"github.com/fastpubsub/fastpubsub/internal/testdb"
 )
 
 // requirePgBouncerEnv makes tests fail, not skip, where there is no PgBouncer.
@@ -47,7 +48,7 @@ func NewPgBouncerMode(tb testing.TB, db *DB, mode string) string {
 		}
 		tb.Skipf(missing, tb.Name())
 	}
-	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
+	ctx, cancel := context.WithTimeout(tb.Context(), testdb.SetupTimeout)
 	defer cancel()
 	address, files, err := configurePgBouncer(db.URL, mode)
 	if err != nil {
@@ -76,7 +77,7 @@ func NewPgBouncerMode(tb testing.TB, db *DB, mode string) string {
 		case <-ctx.Done():
 		}
 	}()
-	if err := waitReady(ctx, address); err != nil {
+	if err := testdb.WaitReady(ctx, address); err != nil {
 		tb.Fatalf("storetest: PgBouncer: %v", err)
 	}
 	return address

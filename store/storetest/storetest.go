@@ -9,24 +9,15 @@ package storetest
 
 import (
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
-	"fmt"
-	"strings"
+	"os"
 	"testing"
-	"time"
 
-	"github.com/jackc/pgx/v5"
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub/internal/pgserver"
+	"github.com/fastpubsub/fastpubsub/internal/testdb"
 	"github.com/fastpubsub/fastpubsub/migrations"
-)
-
-const (
-	setupTimeout = 2 * time.Minute // starting a server may include pulling an image
-	closeTimeout = 30 * time.Second
 )
 
 // DB is a migrated schema.
@@ -38,17 +29,22 @@ type DB struct {
 	// URL is the database's address, with user and password.
 	URL string
 
+	config         *pgxpool.Config
 	skipInvariants bool
 }
+
+// Main runs the tests of a package and stops the server that they shared. It is all that a TestMain needs to do; the
+// exit code is that of the tests, or 1 if they passed and the server could not be stopped.
+func Main(m *testing.M) { os.Exit(testdb.Run(m)) }
 
 // New returns a new schema for one test, and drops it when the test and its subtests have ended. If Invariants do not
 // hold then, or a connection of the pool was not given back, the test fails. Options may change how the pool is set up,
 // such as its size or pgx's query mode.
 //
-// It ends the test with Fatal if there is no server to be had, or if Main does not run the tests.
+// It ends the test with Fatal if there is no server to be had, or if one would have to be started and Main does not run the tests.
 func New(tb testing.TB, options ...func(*pgxpool.Config)) *DB {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
+	ctx, cancel := context.WithTimeout(tb.Context(), testdb.SetupTimeout)
 	defer cancel()
 	db, err := Open(ctx, tb.Name(), options...)
 	if err != nil {
@@ -64,7 +60,7 @@ func New(tb testing.TB, options ...func(*pgxpool.Config)) *DB {
 
 // Open is New where there is no test, as in an Example: the caller closes the DB. Name is made part of the schema's.
 func Open(ctx context.Context, name string, options ...func(*pgxpool.Config)) (*DB, error) {
-	url, err := sharedURL()
+	url, err := testdb.URL("func TestMain(m *testing.M) { storetest.Main(m) }")
 	if err != nil {
 		return nil, err
 	}
@@ -78,7 +74,7 @@ func Open(ctx context.Context, name string, options ...func(*pgxpool.Config)) (*
 // It skips the test where no server binaries are installed, whatever else there is to test against.
 func NewServer(tb testing.TB, settings map[string]string) (*pgserver.Server, *DB) {
 	tb.Helper()
-	ctx, cancel := context.WithTimeout(tb.Context(), setupTimeout)
+	ctx, cancel := context.WithTimeout(tb.Context(), testdb.SetupTimeout)
 	defer cancel()
 	srv, err := pgserver.Start(ctx, pgserver.Options{Durable: true, Settings: settings})
 	if errors.Is(err, pgserver.ErrNoBinaries) || errors.Is(err, errors.ErrUnsupported) {
@@ -97,7 +93,7 @@ func NewServer(tb testing.TB, settings map[string]string) (*pgserver.Server, *DB
 		tb.Fatalf("storetest: %v", err)
 	}
 	tb.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		ctx, cancel := context.WithTimeout(context.Background(), testdb.CloseTimeout)
 		defer cancel()
 		select {
 		case <-srv.Done():
@@ -106,7 +102,7 @@ func NewServer(tb testing.TB, settings map[string]string) (*pgserver.Server, *DB
 				tb.Errorf("storetest: %v", err)
 			}
 		}
-		if err := db.closePool(ctx); err != nil {
+		if err := testdb.ClosePool(ctx, db.Pool); err != nil {
 			tb.Errorf("storetest: %v", err)
 		}
 	})
@@ -118,9 +114,9 @@ func open(ctx context.Context, url, name string, options []func(*pgxpool.Config)
 	if err != nil {
 		return nil, err
 	}
-	db := &DB{Schema: schemaName(name), URL: url}
+	db := &DB{Schema: testdb.SchemaName("t_", name), URL: url, config: config.Copy()}
 	if err := migrations.Up(ctx, config.ConnConfig.Copy(), db.Schema); err != nil {
-		return nil, errors.Join(err, db.drop())
+		return nil, errors.Join(err, testdb.Drop(db.config.ConnConfig, db.Schema))
 	}
 	config.ConnConfig.RuntimeParams["search_path"] = ""
 	config.ConnConfig.RuntimeParams["application_name"] = db.Schema
@@ -128,7 +124,7 @@ func open(ctx context.Context, url, name string, options []func(*pgxpool.Config)
 		option(config)
 	}
 	if db.Pool, err = pgxpool.NewWithConfig(ctx, config); err != nil {
-		return nil, errors.Join(err, db.drop())
+		return nil, errors.Join(err, testdb.Drop(db.config.ConnConfig, db.Schema))
 	}
 	return db, nil
 }
@@ -136,54 +132,10 @@ func open(ctx context.Context, url, name string, options []func(*pgxpool.Config)
 // Close checks Invariants, closes the pool and drops the schema. It waits at most 30 seconds for connections that were
 // not given back, and reports them.
 func (db *DB) Close() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+	ctx, cancel := context.WithTimeout(context.Background(), testdb.CloseTimeout)
 	defer cancel()
-	return errors.Join(db.CheckInvariants(ctx), db.closePool(ctx), db.drop())
-}
-
-func (db *DB) closePool(ctx context.Context) error {
-	closed := make(chan struct{})
-	go func() {
-		db.Pool.Close()
-		close(closed)
-	}()
-	select {
-	case <-closed:
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("%d connections of the pool were not given back", db.Pool.Stat().AcquiredConns())
-	}
-}
-
-// drop uses a connection of its own: the pool's may be lent out, or have been made to fail.
-func (db *DB) drop() error {
-	ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
-	defer cancel()
-	conn, err := pgx.Connect(ctx, db.URL)
-	if err != nil {
-		return fmt.Errorf("drop schema %q: %w", db.Schema, err)
-	}
-	defer conn.Close(ctx)
-	if _, err := conn.Exec(ctx, db.SQL("DROP SCHEMA IF EXISTS {schema} CASCADE")); err != nil {
-		return fmt.Errorf("drop schema %q: %w", db.Schema, err)
-	}
-	return nil
+	return errors.Join(db.CheckInvariants(ctx), testdb.ClosePool(ctx, db.Pool), testdb.Drop(db.config.ConnConfig, db.Schema))
 }
 
 // SQL returns q with the quoted name of the schema for each {schema}.
-func (db *DB) SQL(q string) string {
-	return strings.ReplaceAll(q, "{schema}", pgx.Identifier{db.Schema}.Sanitize())
-}
-
-// schemaName makes a unique name for a schema, in which that of the test can be recognised.
-func schemaName(test string) string {
-	name := []byte("t_" + strings.ToLower(test))
-	for i, c := range name {
-		if (c < 'a' || c > 'z') && (c < '0' || c > '9') {
-			name[i] = '_'
-		}
-	}
-	suffix := make([]byte, 5)
-	_, _ = rand.Read(suffix) // never fails
-	return string(name[:min(len(name), 52)]) + "_" + hex.EncodeToString(suffix)
-}
+func (db *DB) SQL(q string) string { return testdb.Fill(q, db.Schema) }
