@@ -6,6 +6,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/url"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -13,6 +14,8 @@ import (
 	"time"
 
 	"github.com/jackc/pgx/v5"
+	"github.com/ory/dockertest/v3"
+	"github.com/ory/dockertest/v3/docker"
 
 	"github.com/fastpubsub/fastpubsub/internal/pgserver"
 )
@@ -32,6 +35,12 @@ var serverSettings = map[string]string{
 
 // SetupTimeout is for what comes before a test. Starting a server may include pulling an image.
 const SetupTimeout = 2 * time.Minute
+
+// The image and how long a container may live if nobody stops it.
+const (
+	dockerImage, dockerTag = "postgres", "17-alpine"
+	dockerLifetime         = time.Hour
+)
 
 var (
 	running atomic.Bool                   // in Run
@@ -75,14 +84,58 @@ var server = sync.OnceValues(func() (string, error) {
 	if !errors.Is(err, pgserver.ErrNoBinaries) && !errors.Is(err, errors.ErrUnsupported) {
 		return "", err
 	}
-	url, stopContainer, dockerErr := startContainer(ctx)
+	url, dockerErr := startContainer(ctx)
 	if dockerErr != nil {
 		return "", fmt.Errorf("no PostgreSQL to test with: set %s to the address of a database, "+
 			"or install the PostgreSQL server, or start Docker\n\t%w\n\tdocker: %w", URLEnv, err, dockerErr)
 	}
-	stop = stopContainer
 	return url, nil
 })
+
+// startContainer runs the server in Docker.
+func startContainer(ctx context.Context) (_ string, err error) {
+	pool, err := dockertest.NewPool("")
+	if err != nil {
+		return "", err
+	}
+	ping, cancel := context.WithTimeout(ctx, 3*time.Second)
+	defer cancel()
+	if err := pool.Client.PingWithContext(ping); err != nil {
+		return "", fmt.Errorf("no engine answers: %w", err)
+	}
+	cmd := []string{"postgres"}
+	for name, value := range serverSettings {
+		cmd = append(cmd, "-c", name+"="+value)
+	}
+	resource, err := pool.RunWithOptions(&dockertest.RunOptions{
+		Repository: dockerImage,
+		Tag:        dockerTag,
+		Env: []string{
+			"POSTGRES_USER=fastpubsub",
+			"POSTGRES_PASSWORD=fastpubsub",
+			"POSTGRES_INITDB_ARGS=--encoding=UTF8 --locale=C",
+		},
+		Cmd: cmd,
+	}, func(config *docker.HostConfig) { config.AutoRemove = true })
+	if err != nil {
+		return "", err
+	}
+	stop = func() error { return pool.Purge(resource) }
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, stop())
+			stop = func() error { return nil }
+		}
+	}()
+	if err := resource.Expire(uint(dockerLifetime.Seconds())); err != nil {
+		return "", err
+	}
+	address := url.URL{
+		Scheme: "postgres", User: url.UserPassword("fastpubsub", "fastpubsub"),
+		Host: resource.GetHostPort("5432/tcp"), Path: "/fastpubsub", RawQuery: "sslmode=disable",
+	}
+	return address.String(), WaitReady(ctx, address.String())
+}
 
 // WaitReady waits, 30 seconds at most, until a server takes connections.
 func WaitReady(ctx context.Context, url string) error {
