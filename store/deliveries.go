@@ -102,11 +102,9 @@ const sweep = `SELECT outcome, expired, died FROM {schema}.sweep($1)`
 
 // Sweep ends what has expired of a subscription, one bounded step of it. It returns ErrNotFound if there is no such
 // subscription and ErrBusy if its lock was held for too long.
-func (s *Store) Sweep(ctx context.Context, conn Beginner, subID string) (swept Swept, err error) {
+func (s *Store) Sweep(ctx context.Context, db Batcher, subID string) (swept Swept, err error) {
 	var outcome string
-	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, s.sweep, subID).Scan(&outcome, &swept.Expired, &swept.Died)
-	})
+	err = inOne(ctx, db, row{&outcome, &swept.Expired, &swept.Died}, s.sweep, subID)
 	if err == nil {
 		err = refused(outcome)
 	}

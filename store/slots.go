@@ -40,11 +40,9 @@ const rotate = `SELECT {schema}.rotate($1, $2, $3)`
 
 // Rotate moves a ring on to the next slot if that is empty and the current one is older than olderThan, or larger than
 // maxBytes. full means that the next one is not empty.
-func (s *Store) Rotate(ctx context.Context, conn Beginner, ring string, olderThan time.Duration, maxBytes int64) (rotated, full bool, err error) {
+func (s *Store) Rotate(ctx context.Context, db Batcher, ring string, olderThan time.Duration, maxBytes int64) (rotated, full bool, err error) {
 	var outcome string
-	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, s.rotate, ring, olderThan, maxBytes).Scan(&outcome)
-	})
+	err = inOne(ctx, db, row{&outcome}, s.rotate, ring, olderThan, maxBytes)
 	return outcome == "rotated", outcome == "full", translate(err)
 }
 
@@ -63,10 +61,8 @@ const truncateSlot = `SELECT outcome, freed FROM {schema}.truncate_slot($1, $2, 
 
 // TruncateSlot gives the space of a slot back, in bytes, if nothing in it is needed. It waits for transactions that may still
 // look into it, for up to patience since that was so first; "waiting" says: call again.
-func (s *Store) TruncateSlot(ctx context.Context, conn Beginner, ring string, slot int16, patience time.Duration) (outcome string, freed int64, err error) {
-	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, s.truncateSlot, ring, slot, patience).Scan(&outcome, &freed)
-	})
+func (s *Store) TruncateSlot(ctx context.Context, db Batcher, ring string, slot int16, patience time.Duration) (outcome string, freed int64, err error) {
+	err = inOne(ctx, db, row{&outcome, &freed}, s.truncateSlot, ring, slot, patience)
 	return outcome, freed, translate(err)
 }
 
@@ -99,29 +95,27 @@ const vacate = `SELECT outcome, moved FROM {schema}.vacate($1, $2, $3)`
 // Vacate moves what a subscription has in a slot of a ring out of it, one bounded step of it, as far as it is leased: the
 // messages go to deliveries. It returns ErrNotFound if there is no such subscription and ErrBusy if its lock was held for
 // too long.
-func (s *Store) Vacate(ctx context.Context, conn Beginner, subID, ring string, slot int16) (moved int, more bool, err error) {
+func (s *Store) Vacate(ctx context.Context, db Batcher, subID, ring string, slot int16) (moved int, more bool, err error) {
 	var leaseSlot, messageSlot *int16
 	if ring == RingLeases {
 		leaseSlot = &slot
 	} else {
 		messageSlot = &slot
 	}
-	return s.move(ctx, conn, s.vacate, subID, leaseSlot, messageSlot)
+	return s.move(ctx, db, s.vacate, subID, leaseSlot, messageSlot)
 }
 
 const spill = `SELECT outcome, moved FROM {schema}.spill($1)`
 
 // Spill moves about a thousand messages that a subscription has not had yet from the log to deliveries. It returns
 // ErrNotFound if there is no such subscription and ErrBusy if its lock was held for too long.
-func (s *Store) Spill(ctx context.Context, conn Beginner, subID string) (moved int, more bool, err error) {
-	return s.move(ctx, conn, s.spill, subID)
+func (s *Store) Spill(ctx context.Context, db Batcher, subID string) (moved int, more bool, err error) {
+	return s.move(ctx, db, s.spill, subID)
 }
 
-func (s *Store) move(ctx context.Context, conn Beginner, sql string, args ...any) (moved int, more bool, err error) {
+func (s *Store) move(ctx context.Context, db Batcher, sql string, args ...any) (moved int, more bool, err error) {
 	var outcome string
-	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, sql, args...).Scan(&outcome, &moved)
-	})
+	err = inOne(ctx, db, row{&outcome, &moved}, sql, args...)
 	if err != nil {
 		return 0, false, translate(err)
 	}
@@ -139,6 +133,15 @@ func refused(outcome string) error {
 	return nil
 }
 
-func readCommitted(ctx context.Context, conn Beginner, do func(pgx.Tx) error) error {
-	return pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, do)
+// row is where the columns of a row go.
+type row []any
+
+// inOne runs a function that returns one row in a READ COMMITTED transaction of its own, whatever the session's default, in one round
+// trip: the commit is on its way with the call. What the function has locked waits for no client that is slow, stopped or cut off.
+func inOne(ctx context.Context, db Batcher, into row, sql string, args ...any) error {
+	var b pgx.Batch
+	b.Queue(`begin isolation level read committed read write`)
+	b.Queue(sql, args...).QueryRow(func(r pgx.Row) error { return r.Scan(into...) })
+	b.Queue(`commit`)
+	return db.SendBatch(ctx, &b).Close()
 }

@@ -165,10 +165,8 @@ const (
 
 // Repair makes a schema work that was copied from another cluster. It returns whether there was something to repair, and how
 // many messages it moved to deliveries.
-func (s *Store) Repair(ctx context.Context, conn Beginner) (outcome string, repaired bool, moved int, err error) {
-	err = readCommitted(ctx, conn, func(tx pgx.Tx) error {
-		return tx.QueryRow(ctx, s.repair).Scan(&outcome, &repaired, &moved)
-	})
+func (s *Store) Repair(ctx context.Context, db Batcher) (outcome string, repaired bool, moved int, err error) {
+	err = inOne(ctx, db, row{&outcome, &repaired, &moved}, s.repair)
 	return outcome, repaired, moved, translate(err)
 }
 

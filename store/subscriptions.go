@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -27,31 +28,34 @@ SELECT {schema}.create_subscription($1, $2, $3::text::json, $4::text::jsonpath, 
 // CreateSubscription stores sub, with path the compiled form of its filter (nil matches everything), and returns it as
 // it was stored. It returns ErrExists if the id is taken, also where there is no such topic, and else ErrNotFound if
 // there is none.
-func (s *Store) CreateSubscription(ctx context.Context, conn Beginner, sub Subscription, path *string) (Subscription, error) {
+func (s *Store) CreateSubscription(ctx context.Context, db Batcher, sub Subscription, path *string) (Subscription, error) {
+	var outcome string
 	var created Subscription
-	err := pgx.BeginTxFunc(ctx, conn, pgx.TxOptions{IsoLevel: pgx.ReadCommitted, AccessMode: pgx.ReadWrite}, func(tx pgx.Tx) error {
-		var outcome string
-		err := tx.QueryRow(ctx, s.createSubscription, sub.ID, sub.TopicID, sub.Filter, path, sub.MaxDeliveryAttempts,
-			sub.BackoffMinSeconds, sub.BackoffMaxSeconds, sub.AckDeadlineSeconds).Scan(&outcome)
-		if err != nil {
-			return translate(err)
-		}
-		switch outcome {
-		case "created":
-			created, err = s.GetSubscription(ctx, tx, sub.ID)
-			return err
-		case "exists":
-			return fmt.Errorf("subscription %q: %w", sub.ID, ErrExists)
-		default:
-			return fmt.Errorf("topic %q: %w", sub.TopicID, ErrNotFound)
-		}
+	var b pgx.Batch
+	b.Queue(`begin isolation level read committed read write`)
+	b.Queue(s.createSubscription, sub.ID, sub.TopicID, sub.Filter, path, sub.MaxDeliveryAttempts,
+		sub.BackoffMinSeconds, sub.BackoffMaxSeconds, sub.AckDeadlineSeconds).QueryRow(func(row pgx.Row) error {
+		return row.Scan(&outcome)
 	})
-	return created, err
-}
-
-// Beginner starts transactions: a pool or a connection.
-type Beginner interface {
-	BeginTx(ctx context.Context, opts pgx.TxOptions) (pgx.Tx, error)
+	b.Queue(s.getSubscription, sub.ID).Query(func(rows pgx.Rows) (err error) {
+		created, err = pgx.CollectExactlyOneRow(rows, pgx.RowToStructByPos[Subscription])
+		if errors.Is(err, pgx.ErrNoRows) { // and so there is no such topic, either
+			return nil
+		}
+		return err
+	})
+	b.Queue(`commit`)
+	if err := db.SendBatch(ctx, &b).Close(); err != nil {
+		return Subscription{}, translate(err)
+	}
+	switch outcome {
+	case "created":
+		return created, nil
+	case "exists":
+		return Subscription{}, fmt.Errorf("subscription %q: %w", sub.ID, ErrExists)
+	default:
+		return Subscription{}, fmt.Errorf("topic %q: %w", sub.TopicID, ErrNotFound)
+	}
 }
 
 const subscriptionColumns = `s.id, t.id, s.filter::text, s.max_delivery_attempts, s.backoff_min_seconds, s.backoff_max_seconds,

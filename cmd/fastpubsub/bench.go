@@ -22,7 +22,9 @@ type benchCommand struct {
 	ServerSetting map[string]string `placeholder:"NAME=VALUE" help:"A parameter of the throw-away server. Can be repeated."`
 
 	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,all" help:"What to measure: ${enum}."`
+	Growth        bool          `help:"Measure what a message costs while something grows: all workloads that begin with growth. Full sizes take a quarter of an hour with --rounds 1."`
+	GrowthScale   float64       `default:"1" help:"Share of the full sizes that workloads which begin with growth grow to."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,growth-backlog,growth-dead-letters,growth-topics,growth-subscriptions,growth-fanout,growth-payload,growth-connections,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
@@ -120,6 +122,7 @@ func (c *benchCommand) config(p *process) bench.Config {
 		Rate:              c.Rate,
 		Backlog:           c.Backlog,
 		Maintain:          c.Maintain,
+		GrowthScale:       c.GrowthScale,
 		HoldSnapshot:      c.HoldSnapshot,
 		HoldWriter:        c.HoldWriter,
 		QueryMode:         c.QueryMode,
@@ -132,7 +135,10 @@ func (c *benchCommand) config(p *process) bench.Config {
 		if w == "all" {
 			config.Workloads = nil
 			if c.HTTP {
-				config.Workloads = bench.HTTPWorkloads
+				config.Workloads = append(config.Workloads, bench.HTTPWorkloads...)
+			}
+			if c.Growth {
+				config.Workloads = append(config.Workloads, bench.GrowthWorkloads...)
 			}
 			break
 		}

@@ -21,7 +21,7 @@ type Config struct {
 	// Database says how to connect; the sizes of the pool are not used. The user may create schemas; one that may also
 	// CHECKPOINT gets steadier figures.
 	Database *pgxpool.Config `json:"-"`
-	// Workloads are names from Workloads or HTTPWorkloads. Default all of Workloads.
+	// Workloads are names from Workloads, HTTPWorkloads or GrowthWorkloads. Default all of Workloads.
 	Workloads []string `json:"workloads"`
 	// Publishers and Consumers are how many of each work at once, each on a connection of its own. Default 8 and 4.
 	Publishers int `json:"publishers"`
@@ -52,6 +52,8 @@ type Config struct {
 	Backlog int `json:"backlog"`
 	// Maintain lets maintenance leave a slot at this age in the workload sustained, and empty it. Default no maintenance.
 	Maintain time.Duration `json:"-"`
+	// GrowthScale is the share of the full sizes that GrowthWorkloads grow to, above 0 and at most 1. Default 1.
+	GrowthScale float64 `json:"growth_scale"`
 	// HoldSnapshot keeps an idle REPEATABLE READ transaction open while measuring, HoldWriter one that has written a row.
 	HoldSnapshot bool `json:"hold_snapshot"`
 	HoldWriter   bool `json:"hold_writer"`
@@ -89,6 +91,7 @@ func (c *Config) complete() error {
 	c.Subscriptions = cmp.Or(c.Subscriptions, 10)
 	c.FilterShare = cmp.Or(c.FilterShare, 0.01)
 	c.FailureShare = cmp.Or(c.FailureShare, 0.01)
+	c.GrowthScale = cmp.Or(c.GrowthScale, 1)
 	c.Duration = cmp.Or(c.Duration, 10*time.Second)
 	if c.Messages == 0 {
 		c.Messages = 500_000
@@ -107,7 +110,7 @@ func (c *Config) check() error {
 		return errors.New("no database")
 	}
 	for _, w := range c.Workloads {
-		if all := slices.Concat(Workloads, HTTPWorkloads); !slices.Contains(all, w) {
+		if all := slices.Concat(Workloads, HTTPWorkloads, GrowthWorkloads); !slices.Contains(all, w) {
 			return fmt.Errorf("workload must be one of %v, not %q", all, w)
 		}
 	}
@@ -137,6 +140,9 @@ func (c *Config) check() error {
 	}
 	if !(c.FailureShare > 0 && c.FailureShare < 1) {
 		return fmt.Errorf("failure share must be above 0 and below 1, not %v", c.FailureShare)
+	}
+	if !(c.GrowthScale > 0 && c.GrowthScale <= 1) {
+		return fmt.Errorf("growth scale must be above 0 and at most 1, not %v", c.GrowthScale)
 	}
 	if c.Maintain < 0 {
 		return fmt.Errorf("maintain must not be negative, but is %v", c.Maintain)

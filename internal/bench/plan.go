@@ -21,7 +21,7 @@ func (c *Config) plan() []planned {
 	few := min(c.Messages, 100_000)
 	var plan []planned
 	for _, workload := range c.Workloads {
-		w := planned{workload: workload, phases: c.httpPlan(workload)}
+		w := planned{workload: workload, phases: append(c.httpPlan(workload), c.growthPlan(workload)...)}
 		switch workload {
 		case "publish":
 			w.phases = []plannedPhase{{phase: publishOne, floor: publishFloor}}

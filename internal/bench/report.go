@@ -15,6 +15,7 @@ type Report struct {
 	Seconds   float64    `json:"duration_seconds"` // Config.Duration
 	Workloads []Workload `json:"workloads"`
 	Floors    []Phase    `json:"floors"`
+	Growth    []Growth   `json:"growth,omitempty"`
 	Notes     []string   `json:"notes,omitempty"` // what the reader of the figures should know
 }
 
@@ -81,6 +82,7 @@ func (r *Report) note(format string, args ...any) {
 
 // fill makes figures of samples, which are by the title of their phase.
 func (r *Report) fill(plan []planned, samples map[string][]sample) {
+	r.fillGrowth(plan, samples)
 	for _, w := range plan {
 		workload := Workload{Name: w.workload}
 		for _, p := range w.phases {

@@ -31,6 +31,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 	for _, p := range r.Floors {
 		p.write(&t)
 	}
+	r.writeGrowth(&t)
 	if len(r.Notes) > 0 {
 		t.line("")
 	}
