@@ -74,29 +74,30 @@ func (s brokerSupply) join(subscriptionID string) (take, func()) {
 
 // nackAll nacks all kinds in one transaction. Each is an operation.
 func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error {
-	all := make([]store.Nack, 0, len(nacks))
-	kinds := make([]nackKind, 0, len(nacks))
-	for kind := range nacks {
-		kinds = append(kinds, kind)
+	type group struct {
+		store.Nack
+		kind nackKind
 	}
-	first := func(kind nackKind) store.Range { return ranges(nacks[kind])[0] }
-	slices.SortFunc(kinds, func(a, b nackKind) int { return compareRanges(first(a), first(b)) })
-	var ops []*Operation
-	for _, kind := range kinds {
+	groups := make([]group, 0, len(nacks))
+	for kind, deliveries := range nacks {
 		n, err := kind.check()
 		if err != nil {
 			return err
 		}
-		n.Ranges = ranges(nacks[kind])
-		all = append(all, n)
+		n.Ranges = ranges(deliveries)
+		groups = append(groups, group{n, kind})
 	}
-	for _, kind := range kinds {
-		_, op := s.hooks.start(ctx, Operation{Kind: OpNack, SubscriptionID: subscriptionID, Deliveries: nacks[kind], dies: kind.last})
-		ops = append(ops, op)
+	slices.SortFunc(groups, func(a, b group) int { return compareRanges(a.Ranges[0], b.Ranges[0]) })
+	all := make([]store.Nack, len(groups))
+	ends := make([]func(count int, err error), len(groups))
+	for i, g := range groups {
+		all[i] = g.Nack
+		ctx, op := s.hooks.start(ctx, Operation{Kind: OpNack, SubscriptionID: subscriptionID, Deliveries: nacks[g.kind], dies: g.kind.last})
+		ends[i] = func(count int, err error) { s.hooks.end(ctx, op, count, err) }
 	}
 	counts, err := s.store.NackAll(ctx, s.pool, subscriptionID, all)
-	for i, op := range ops {
-		s.hooks.end(ctx, op, counts[i], err)
+	for i, end := range ends {
+		end(counts[i], err)
 	}
 	if err != nil {
 		return err
