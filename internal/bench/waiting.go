@@ -17,8 +17,6 @@ type waitingPhase struct{ supply []*batches }
 const (
 	waitingConsumers = 50
 	waitingTurns     = 8 // even
-	// waitingSettle is for consumers to find that there is nothing, before what is measured begins.
-	waitingSettle = 300 * time.Millisecond
 )
 
 func (p *waitingPhase) title() string {
@@ -116,7 +114,7 @@ func (e *env) whileWaiting(ctx context.Context, consumers int, do func(ctx conte
 			}
 		})
 	}
-	if err := sleepFor(ctx, waitingSettle); err != nil {
+	if err := e.settle(ctx); err != nil {
 		return err
 	}
 	if err := do(ctx); err != nil {
