@@ -1,6 +1,7 @@
 package fastpubsub
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"math/rand/v2"
@@ -54,19 +55,19 @@ func (r *receiver) inTx(ctx context.Context, it *item, handle TxHandler) (err er
 }
 
 // begin begins a transaction with the ack, which locks the message until the end.
-func (r *receiver) begin(ctx context.Context, it *item) (tx pgx.Tx, err error) {
-	tx, err = r.tx.pool.BeginTx(ctx, pgx.TxOptions{})
-	if err == nil {
-		var n int
-		if n, err = r.tx.AckTx(ctx, tx, r.id, []ID{it.msg.ID}); err == nil && n == 1 {
-			return tx, nil
-		}
-		if rollbackErr := tx.Rollback(context.WithoutCancel(ctx)); err == nil && rollbackErr == nil {
-			return nil, errNotOurs
-		}
+func (r *receiver) begin(ctx context.Context, it *item) (pgx.Tx, error) {
+	ack, op := r.hooks.start(ctx, Operation{Kind: OpAck, SubscriptionID: r.id, InTx: true, Deliveries: deliveriesOf([]ID{it.msg.ID})})
+	tx, n, err := r.tx.store.BeginAck(ack, r.tx.pool, r.id, ranges([]Delivery{it.msg.Delivery}))
+	r.hooks.end(ack, op, n, err)
+	if err == nil && n == 1 {
+		return tx, nil
+	}
+	rollbackErr := tx.Rollback(context.WithoutCancel(ctx)) // lets go of the connection, whatever went wrong
+	if err == nil && rollbackErr == nil {
+		return nil, errNotOurs
 	}
 	if ctx.Err() == nil {
-		r.warn("a transaction could not be begun", err)
+		r.warn("a transaction could not be begun", cmp.Or(err, rollbackErr))
 		_ = sleep(ctx, retryFrom+rand.N(retryUpTo/5))
 	}
 	return nil, errNotBegun

@@ -253,6 +253,8 @@ func pointOf(sql string) string {
 		return "begin"
 	case strings.Contains(sql, ".ack("):
 		return "ack"
+	case strings.Contains(sql, ".claim("):
+		return "claim"
 	case strings.EqualFold(sql, "commit"):
 		return "commit"
 	}
@@ -273,15 +275,37 @@ func (p *pointTracer) TraceQueryEnd(ctx context.Context, _ *pgx.Conn, _ pgx.Trac
 	}
 }
 
-func (p *pointTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchStartData) context.Context {
-	p.at("before claim")
-	return ctx
+// TraceBatchStart tells of a claim, or of a transaction that begins with its ack.
+func (p *pointTracer) TraceBatchStart(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchStartData) context.Context {
+	point := ""
+	for _, q := range data.Batch.QueuedQueries {
+		if name := pointOf(q.SQL); name == "claim" || name == "begin" {
+			point = name
+			p.at("before " + point)
+			break
+		}
+	}
+	return context.WithValue(ctx, tracedSQL{}, point)
 }
 
-func (p *pointTracer) TraceBatchQuery(context.Context, *pgx.Conn, pgx.TraceBatchQueryData) {}
+// TraceBatchQuery comes when a result is read. Begin and ack are sent together, so the ack may have happened when its turn comes.
+func (p *pointTracer) TraceBatchQuery(ctx context.Context, _ *pgx.Conn, data pgx.TraceBatchQueryData) {
+	if batch, _ := ctx.Value(tracedSQL{}).(string); batch != "begin" {
+		return
+	}
+	switch pointOf(data.SQL) {
+	case "begin":
+		p.at("after begin")
+		p.at("before ack")
+	case "ack":
+		p.at("after ack")
+	}
+}
 
-func (p *pointTracer) TraceBatchEnd(context.Context, *pgx.Conn, pgx.TraceBatchEndData) {
-	p.at("after claim")
+func (p *pointTracer) TraceBatchEnd(ctx context.Context, _ *pgx.Conn, _ pgx.TraceBatchEndData) {
+	if batch, _ := ctx.Value(tracedSQL{}).(string); batch == "claim" {
+		p.at("after claim")
+	}
 }
 
 // killPoints are where a process that receives in transactions dies.

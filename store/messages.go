@@ -102,6 +102,20 @@ func (s *Store) Ack(ctx context.Context, db DBTX, subID string, ranges []Range) 
 	return counted(db.QueryRow(ctx, s.ack, subID, xids, los, his))
 }
 
+// BeginAck begins a transaction with an ack, in one round trip. The caller has to end tx, also if there is an error.
+func (s *Store) BeginAck(ctx context.Context, db Batcher, subID string, ranges []Range) (tx pgx.Tx, acked int, err error) {
+	xids, los, his := split(ranges)
+	var b pgx.Batch
+	b.BeginTx(pgx.TxOptions{})
+	b.Queue(s.ack, subID, xids, los, his).QueryRow(func(row pgx.Row) error {
+		acked, err = counted(row)
+		return err
+	})
+	results := db.SendBatch(ctx, &b)
+	err = results.Close()
+	return results.Tx(), acked, translate(err)
+}
+
 // counted reads the number of messages that a function changed, which is NULL where there is no such subscription.
 func counted(row pgx.Row) (int, error) {
 	var n *int

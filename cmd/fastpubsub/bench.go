@@ -24,14 +24,14 @@ type benchCommand struct {
 	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
 	Growth        bool          `help:"Measure what a message costs while something grows: all workloads that begin with growth. Full sizes take a quarter of an hour with --rounds 1."`
 	GrowthScale   float64       `default:"1" help:"Share of the full sizes that workloads which begin with growth grow to."`
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,wake,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,growth-backlog,growth-dead-letters,growth-topics,growth-subscriptions,growth-fanout,growth-payload,growth-connections,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,receive-failures,receive-steady,wake,waiting,idle,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,growth-backlog,growth-dead-letters,growth-topics,growth-subscriptions,growth-fanout,growth-payload,growth-connections,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
 	PublishBatch  int           `placeholder:"BATCH" help:"Messages published by a call into the backlog of a drain. Default: as --batch."`
 	Subscriptions int           `default:"10" help:"Subscriptions in the workload fanout."`
 	FilterShare   float64       `default:"0.01" help:"Share of messages that match in the workload filter."`
-	FailureShare  float64       `default:"0.01" help:"Share of messages that are nacked once in the workload failures."`
+	FailureShare  float64       `default:"0.01" help:"Share of messages that are nacked once in the workloads failures and receive-failures."`
 	Duration      time.Duration `default:"10s" help:"How long each phase is measured that does not end by itself."`
 	Messages      int           `placeholder:"N" help:"Deliveries that a drain consists of; at most 100,000 of them in nack and expiry, twice as many messages in metrics. Default: 500,000, or 100,000 if published fewer than 10 a call."`
 	PayloadBytes  int           `default:"200" help:"Exact size of a payload."`

@@ -14,7 +14,8 @@ import (
 )
 
 // Workloads are the names of what can be measured.
-var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics", "spill", "receive", "receive-tx", "wake"}
+var Workloads = []string{"publish", "drain", "sustained", "fanout", "filter", "poll", "nack", "failures", "expiry", "metrics", "spill",
+	"receive", "receive-tx", "receive-failures", "receive-steady", "wake", "waiting", "idle"}
 
 // Config says what to measure. Only Database is required.
 type Config struct {
@@ -34,7 +35,7 @@ type Config struct {
 	Subscriptions int `json:"subscriptions"`
 	// FilterShare is the share of messages that match in the workload filter, up to 1. Default 0.01.
 	FilterShare float64 `json:"filter_share"`
-	// FailureShare is the share of messages that are nacked once in the workload failures, below 1. Default 0.01.
+	// FailureShare is the share of messages that are nacked once in the workloads failures and receive-failures, below 1. Default 0.01.
 	FailureShare float64 `json:"failure_share"`
 	// Duration is how long publishing is measured, and polling. Default 10 seconds. Phases that publish and do not consume
 	// last a minute at most.

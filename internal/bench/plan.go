@@ -74,6 +74,17 @@ func (c *Config) plan() []planned {
 				phase:  &receivePhase{backlog: some, publishBatch: c.PublishBatch, tx: true},
 				versus: &insertPhase{transactions: some},
 			}}
+		case "receive-failures":
+			w.phases = []plannedPhase{{
+				phase:  &receivePhase{backlog: c.Messages, publishBatch: c.PublishBatch, failures: c.FailureShare},
+				versus: &receivePhase{backlog: c.Messages, publishBatch: c.PublishBatch},
+			}}
+		case "receive-steady":
+			w.phases = []plannedPhase{{phase: &steadyPhase{publishers: c.Publishers}, floor: &floorPhase{workers: c.Publishers, batch: 1}}}
+		case "waiting":
+			w.phases = []plannedPhase{{phase: &waitingPhase{}, floor: publishFloor}}
+		case "idle":
+			w.phases = []plannedPhase{{phase: &idlePhase{subscriptions: 1}}, {phase: &idlePhase{subscriptions: idleConsumers}}}
 		case "wake":
 			w.phases = []plannedPhase{{phase: &wakePhase{}}, {phase: &wakePhase{otherProcess: true}}}
 		case "metrics":

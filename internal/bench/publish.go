@@ -117,6 +117,20 @@ func (p *publishPhase) run(ctx context.Context, e *env) (tally, error) {
 
 func (p *publishPhase) check(context.Context, *env) error { return nil }
 
+// checkLog counts what the log has of the topic that is measured.
+func (e *env) checkLog(ctx context.Context) error {
+	var n int64
+	sql := `SELECT coalesce(sum(m.n), 0) FROM ` + e.quotedSchema() + `.messages m JOIN ` + e.quotedSchema() + `.topics t
+	        ON t.num = m.topic_num WHERE t.id = $1`
+	if err := e.pool.QueryRow(ctx, sql, topic).Scan(&n); err != nil {
+		return err
+	}
+	if n != e.next.Load() {
+		return fmt.Errorf("%w: the log has %d messages, not %d", ErrMismatch, n, e.next.Load())
+	}
+	return nil
+}
+
 // supplies returns a supply for each publisher.
 func (e *env) supplies(publishers, batch int) []*batches {
 	all := make([]*batches, publishers)

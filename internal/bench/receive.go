@@ -2,15 +2,13 @@ package bench
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
-	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/jackc/pgx/v5"
-	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -18,13 +16,20 @@ import (
 // receiveConcurrency is how many handlers run at once in the workloads of Receive.
 const receiveConcurrency = 16
 
+// receiveBackoff is as short as it may be, so that what failed comes again while there is still a backlog.
+const receiveBackoff = time.Second
+
+var errFails = errors.New("fails once")
+
 // receivePhase is one call of Receive on a backlog, with a handler that does nothing, or that inserts a row in the
 // message's transaction.
 type receivePhase struct {
 	backlog, publishBatch int
 	tx                    bool
+	failures              float64 // share of the messages whose first delivery fails; below 1
 
-	handled []atomic.Int32 // times, by the message's number
+	handled []atomic.Int32 // times without failure, by the message's number
+	failed  atomic.Int64
 }
 
 func (p *receivePhase) title() string {
@@ -32,13 +37,21 @@ func (p *receivePhase) title() string {
 	if p.tx {
 		name = "receive-tx, one insert"
 	}
+	if p.failures > 0 {
+		name = fmt.Sprintf("receive, %.3g %% fail once", 100*p.failures)
+	}
 	return fmt.Sprintf("%s, %d handlers, published %d a call", name, receiveConcurrency, p.publishBatch)
 }
 
 func (p *receivePhase) engine() bool { return true }
 
 func (p *receivePhase) prepare(ctx context.Context, e *env) error {
-	if err := e.createTopics(ctx, 1, fastpubsub.Filter{}); err != nil {
+	if err := e.createTopics(ctx, 0, fastpubsub.Filter{}); err != nil {
+		return err
+	}
+	settings := fastpubsub.SubscriptionSettings{AckDeadline: ackDeadline, BackoffMin: receiveBackoff}
+	sub := fastpubsub.Subscription{ID: subscription(0), TopicID: topic, SubscriptionSettings: settings}
+	if _, err := e.broker.CreateSubscription(ctx, sub); err != nil {
 		return err
 	}
 	if err := e.warmUp(ctx); err != nil {
@@ -48,6 +61,7 @@ func (p *receivePhase) prepare(ctx context.Context, e *env) error {
 		return err
 	}
 	p.handled = make([]atomic.Int32, p.backlog)
+	p.failed.Store(0)
 	return e.fill(ctx, p.backlog, p.publishBatch, 0)
 }
 
@@ -61,12 +75,26 @@ func insertEffect(e *env) string { return "INSERT INTO " + e.quotedSchema() + ".
 func (p *receivePhase) run(ctx context.Context, e *env) (tally, error) {
 	receiving, enough := context.WithCancel(ctx)
 	defer enough()
-	var done atomic.Int64
+	broker, err := fastpubsub.New(e.pool, fastpubsub.Config{Schema: e.schema, Logger: slog.New(slog.DiscardHandler)}) // of failures
+	if err != nil {
+		return tally{}, err
+	}
+	start := time.Now()
+	var done, firsts, ackedByThen, untilThen atomic.Int64
 	note := func(msg fastpubsub.Message) error {
 		if err := checkPayload(msg.Payload, e.config.PayloadBytes); err != nil {
 			return err
 		}
-		if n := number(msg.Payload); n >= 0 && n < int64(p.backlog) {
+		n := number(msg.Payload)
+		if msg.DeliveryAttempts == 1 && firsts.Add(1) == int64(p.backlog) {
+			ackedByThen.Store(done.Load())
+			untilThen.Store(int64(time.Since(start)))
+		}
+		if msg.DeliveryAttempts == 1 && p.failures > 0 && matches(n, p.failures) {
+			p.failed.Add(1)
+			return errFails
+		}
+		if n >= 0 && n < int64(p.backlog) {
 			p.handled[n].Add(1)
 		}
 		if done.Add(1) == int64(p.backlog) {
@@ -76,22 +104,28 @@ func (p *receivePhase) run(ctx context.Context, e *env) (tally, error) {
 	}
 	options := fastpubsub.ReceiveOptions{Consumer: "bench", Concurrency: receiveConcurrency}
 	insert := insertEffect(e)
-	start := time.Now()
-	var err error
 	if p.tx {
-		err = e.broker.ReceiveTx(receiving, subscription(0), func(ctx context.Context, tx pgx.Tx, msg fastpubsub.Message) error {
+		err = broker.ReceiveTx(receiving, subscription(0), func(ctx context.Context, tx pgx.Tx, msg fastpubsub.Message) error {
 			if _, err := tx.Exec(ctx, insert, number(msg.Payload)); err != nil {
 				return err
 			}
 			return note(msg)
 		}, options)
 	} else {
-		err = e.broker.Receive(receiving, subscription(0), func(_ context.Context, msg fastpubsub.Message) error { return note(msg) }, options)
+		err = broker.Receive(receiving, subscription(0), func(_ context.Context, msg fastpubsub.Message) error { return note(msg) }, options)
 	}
 	if err == nil {
 		err = ctx.Err()
 	}
-	return tally{done.Load(), time.Since(start), nil}, err
+	t := tally{done.Load(), time.Since(start), nil}
+	if p.failures > 0 {
+		// The rate is that up to the last first delivery: afterwards some only wait for their backoff.
+		t.metrics = []Metric{
+			{nacks, count, float64(p.failed.Load())},
+			{"messages a second until the last was delivered again", perSecond, divide(float64(t.messages), t.elapsed.Seconds())}}
+		t.messages, t.elapsed = ackedByThen.Load(), time.Duration(untilThen.Load())
+	}
+	return t, err
 }
 
 func (p *receivePhase) check(ctx context.Context, e *env) error {
@@ -99,6 +133,15 @@ func (p *receivePhase) check(ctx context.Context, e *env) error {
 		if times := p.handled[n].Load(); times != 1 {
 			return fmt.Errorf("%w: message %d was handled %d times", ErrMismatch, n, times)
 		}
+	}
+	var failures int64
+	for n := range int64(p.backlog) {
+		if p.failures > 0 && matches(n, p.failures) {
+			failures++
+		}
+	}
+	if n := p.failed.Load(); n != failures {
+		return fmt.Errorf("%w: %d messages failed, not %d", ErrMismatch, n, failures)
 	}
 	m, err := e.broker.Metrics(ctx, subscription(0))
 	if err == nil && m.Acked != int64(p.backlog) {
@@ -141,107 +184,3 @@ func (p *insertPhase) run(ctx context.Context, e *env) (tally, error) {
 }
 
 func (p *insertPhase) check(context.Context, *env) error { return nil }
-
-// wakePhase is how long after the commit a handler begins, while there is nothing else to do.
-type wakePhase struct{ otherProcess bool }
-
-func (p *wakePhase) title() string {
-	if p.otherProcess {
-		return "wake, publisher in another process"
-	}
-	return "wake, publisher in the same process"
-}
-
-func (p *wakePhase) engine() bool { return true }
-
-func (p *wakePhase) prepare(ctx context.Context, e *env) error {
-	return e.createTopics(ctx, 1, fastpubsub.Filter{})
-}
-
-// wakePause lies between two messages, so that each finds everybody waiting.
-const wakePause = 10 * time.Millisecond
-
-func (p *wakePhase) run(ctx context.Context, e *env) (tally, error) {
-	config := fastpubsub.Config{Schema: e.schema, Maintenance: fastpubsub.MaintenanceSettings{Off: true}, Logger: slog.New(slog.DiscardHandler)}
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	var wg sync.WaitGroup
-	defer wg.Wait()
-	defer cancel()
-	newBroker := func() (*fastpubsub.Broker, error) {
-		pool, err := pgxpool.NewWithConfig(ctx, e.bench.pool.Copy())
-		if err != nil {
-			return nil, err
-		}
-		b, err := fastpubsub.New(pool, config)
-		wg.Go(func() {
-			defer pool.Close()
-			if err == nil {
-				_ = b.Run(ctx) // nil when ctx ends
-			}
-		})
-		return b, err
-	}
-	consumer, err := newBroker()
-	if err != nil {
-		return tally{}, err
-	}
-	publisher := consumer
-	if p.otherProcess {
-		if publisher, err = newBroker(); err != nil {
-			return tally{}, err
-		}
-	}
-	for !consumer.Listening() || !publisher.Listening() {
-		if err := sleepFor(ctx, time.Millisecond); err != nil {
-			return tally{}, err
-		}
-	}
-	began := make(chan time.Time, 1)
-	received := make(chan error, 1)
-	receiving, stop := context.WithCancel(ctx)
-	defer stop()
-	go func() {
-		received <- consumer.Receive(receiving, subscription(0), func(context.Context, fastpubsub.Message) error {
-			began <- time.Now()
-			return nil
-		}, fastpubsub.ReceiveOptions{Consumer: "bench"})
-	}()
-	latency := newLatencies()
-	var messages int64
-	start := time.Now()
-	for time.Since(start) < e.config.Duration {
-		if err := sleepFor(ctx, wakePause/2+rand.N(wakePause)); err != nil {
-			return tally{}, err
-		}
-		if _, err := publisher.Publish(ctx, topic, fastpubsub.NewMessage{Payload: []byte(`{}`)}); err != nil {
-			return tally{}, err
-		}
-		committed := time.Now()
-		select {
-		case at := <-began:
-			if messages++; messages > warmCalls {
-				latency.record(at.Sub(committed), 1)
-			}
-		case err := <-received:
-			return tally{}, err
-		}
-	}
-	elapsed := time.Since(start)
-	stop()
-	if err := <-received; err != nil {
-		return tally{}, err
-	}
-	return tally{messages, elapsed, latency.metrics("commit to handler")}, nil
-}
-
-func (p *wakePhase) check(context.Context, *env) error { return nil }
-
-func sleepFor(ctx context.Context, d time.Duration) error {
-	select {
-	case <-ctx.Done():
-		return ctx.Err()
-	case <-time.After(d):
-		return nil
-	}
-}

@@ -79,6 +79,30 @@ func (q quarters) metrics(name string, total time.Duration) []Metric {
 	return append(all, Metric{name + ", 4th quarter to 1st", ratio, divide(float64(q[3]), float64(q[0]))})
 }
 
+// thirds are the means of what was seen in each third of the measured time, and the most.
+type thirds struct {
+	sums, seen [3]int64
+	highest    int64
+}
+
+func (t *thirds) add(elapsed, total time.Duration, n int64) {
+	if i := int(3 * elapsed / total); i < len(t.sums) {
+		t.sums[i] += max(n, 0)
+		t.seen[i]++
+		t.highest = max(t.highest, n)
+	}
+}
+
+func (t *thirds) metrics(name string) []Metric {
+	all := make([]Metric, 0, 5)
+	for i, label := range []string{"1st", "2nd", "3rd"} {
+		all = append(all, Metric{name + " in the " + label + " third, mean", count, divide(float64(t.sums[i]), float64(t.seen[i]))})
+	}
+	return append(all,
+		Metric{name + ", 3rd third to 1st", ratio, divide(all[2].Value, all[0].Value)},
+		Metric{name + ", most", count, float64(t.highest)})
+}
+
 func divide(a, b float64) float64 {
 	if b == 0 {
 		return 0
