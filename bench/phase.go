@@ -76,7 +76,8 @@ func (s *sample) add(name, unit string, value float64) {
 }
 
 const (
-	warmCalls = 10 // of each client, before a phase of publishing
+	warmCalls = 10               // of each client, before a phase of publishing
+	warmTime  = 30 * time.Second // for what is published to warm up
 	// settleTime bounds how long what was published is waited for after the clock has stopped.
 	settleTime = time.Minute
 	// drainTime bounds a drain; what is left is then still waited for, but not timed.
@@ -94,6 +95,9 @@ type trial struct {
 	jobs     int64 // numbers in use: what was published, or the jobs made of it
 	copies   int64
 	sample   sample
+
+	base   int64         // deliveries before the clock ran
+	others time.Duration // CPU of other processes, then
 }
 
 // try runs a phase of a system.
@@ -185,10 +189,9 @@ func (t *trial) publishOnly(ctx context.Context, meter *bench.Meter) error {
 	if err := t.publish(ctx, warm); err != nil {
 		return err
 	}
-	if err := meter.Start(ctx); err != nil {
+	if err := t.start(ctx, meter); err != nil {
 		return err
 	}
-	others := t.session.cpu()
 	p := t.publishing(0, t.phase.duration)
 	start := time.Now()
 	if err := t.publish(ctx, p); err != nil {
@@ -198,7 +201,7 @@ func (t *trial) publishOnly(ctx context.Context, meter *bench.Meter) error {
 	n := p.done.Load()
 	t.sample.add(rateMetric, bench.PerSecond, float64(n)/elapsed.Seconds())
 	t.sample.metrics = append(t.sample.metrics, p.latency.Metrics("call")...)
-	if err := t.usage(ctx, meter, n, others); err != nil {
+	if err := t.usage(ctx, meter, n); err != nil {
 		return err
 	}
 	stored, err := t.session.stored(ctx)
@@ -210,12 +213,12 @@ func (t *trial) publishOnly(ctx context.Context, meter *bench.Meter) error {
 }
 
 // usage adds what was used for n messages. The client's share is that of this process and of the others.
-func (t *trial) usage(ctx context.Context, meter *bench.Meter, n int64, othersBefore time.Duration) error {
+func (t *trial) usage(ctx context.Context, meter *bench.Meter, n int64) error {
 	used, err := meter.Stop(ctx, n)
 	if err != nil {
 		return err
 	}
-	others := (t.session.cpu() - othersBefore).Seconds() / float64(max(n, 1))
+	others := (t.session.cpu() - t.others).Seconds() / float64(max(n, 1))
 	for i := range used {
 		if used[i].Name == "client CPU a message" {
 			used[i].Value += others
@@ -242,27 +245,16 @@ func (t *trial) flow(ctx context.Context, meter *bench.Meter) error {
 		if _, err := t.database.control.Exec(ctx, "VACUUM ANALYZE"); err != nil {
 			return err
 		}
-	}
-	held, err := t.database.hold(ctx, t.phase.hold)
-	if err != nil {
-		return err
-	}
-	defer func() {
-		if held != nil {
-			_ = held.Close(context.WithoutCancel(ctx)) // after an error
+		if err := t.start(ctx, meter); err != nil {
+			return err
 		}
-	}()
-	if err := meter.Start(ctx); err != nil {
-		return err
 	}
-	others := t.session.cpu()
 
 	consuming, stop := context.WithCancel(ctx)
 	defer stop()
 	g, gctx := errgroup.WithContext(ctx)
 	stopWithGroup := context.AfterFunc(gctx, stop) // a publisher's error ends the consumers
 	defer stopWithGroup()
-	t.got.begin()
 	g.Go(func() error {
 		if err := t.session.consume(consuming, t.got); err != nil {
 			return fmt.Errorf("consume: %w", err)
@@ -271,11 +263,7 @@ func (t *trial) flow(ctx context.Context, meter *bench.Meter) error {
 	})
 	g.Go(func() error {
 		defer stop()
-		return t.drive(gctx, meter, func() error {
-			h := held
-			held = nil
-			return release(gctx, h)
-		})
+		return t.drive(gctx, meter)
 	})
 	if err := g.Wait(); err != nil {
 		return err
@@ -284,15 +272,26 @@ func (t *trial) flow(ctx context.Context, meter *bench.Meter) error {
 		return t.got.err
 	}
 	if !t.phase.crash {
-		return t.usage(ctx, meter, t.got.distinct.Load(), others)
+		return t.usage(ctx, meter, t.got.distinct.Load()-t.base)
 	}
 	return nil
 }
 
+// start begins to measure. What came before does not count.
+func (t *trial) start(ctx context.Context, meter *bench.Meter) error {
+	if err := meter.Start(ctx); err != nil {
+		return err
+	}
+	t.others = t.session.cpu()
+	t.base = t.got.distinct.Load()
+	t.got.begin()
+	return nil
+}
+
 // drive publishes, waits for what is to come, and fills the sample.
-func (t *trial) drive(ctx context.Context, meter *bench.Meter, release func() error) error {
-	start := time.Now()
+func (t *trial) drive(ctx context.Context, meter *bench.Meter) error {
 	if t.phase.backlog > 0 {
+		start := time.Now()
 		t.got.expect(t.deliveries())
 		t.settle(ctx, drainTime)
 		elapsed := t.got.lastAt().Sub(start)
@@ -304,31 +303,45 @@ func (t *trial) drive(ctx context.Context, meter *bench.Meter, release func() er
 		return ctx.Err()
 	}
 
+	if err := t.warmUp(ctx); err != nil {
+		return err
+	}
+	held, err := t.database.hold(ctx, t.phase.hold)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if held != nil {
+			_ = held.Close(context.WithoutCancel(ctx)) // after an error
+		}
+	}()
+	if err := t.start(ctx, meter); err != nil {
+		return err
+	}
+	start := time.Now()
 	p := t.publishing(0, t.phase.duration)
 	p.rate = t.phase.rate
 	p.window = int64(t.Window)
-	base := t.got.distinct.Load()
-	p.outstanding = func() int64 {
-		return p.next.Load()*int64(len(t.got.groups)) - (t.got.distinct.Load() - base)
-	}
+	p.groups = int64(len(t.got.groups))
+	p.delivered = func() int64 { return t.got.distinct.Load() - t.base }
 	var outage outage
 	var crashed errgroup.Group
 	if t.phase.crash {
 		crashed.Go(func() error { return t.crash(ctx, meter, &outage) })
 	}
-	err := t.publish(ctx, p)
-	err = errors.Join(err, crashed.Wait())
-	if err != nil {
+	if err := errors.Join(t.publish(ctx, p), crashed.Wait()); err != nil {
 		return err
 	}
 	elapsed := time.Since(start)
-	handled := t.got.distinct.Load()
+	handled := t.got.distinct.Load() - t.base
 	if t.phase.hold != "" {
 		if err := t.readTables(ctx, meter); err != nil {
 			return err
 		}
 	}
-	if err := release(); err != nil {
+	err = release(ctx, held)
+	held = nil
+	if err != nil {
 		return fmt.Errorf("the transaction that was held open: %w", err)
 	}
 	t.got.expect(t.deliveries())
@@ -362,6 +375,20 @@ func (t *trial) drive(ctx context.Context, meter *bench.Meter, release func() er
 	return ctx.Err()
 }
 
+// warmUp publishes a call of each client, and waits for it, so that consumers are at work when the clock starts.
+func (t *trial) warmUp(ctx context.Context) error {
+	if err := t.publish(ctx, t.publishing(int64(t.Clients*t.phase.batch), 0)); err != nil {
+		return err
+	}
+	t.got.expect(t.deliveries())
+	t.settle(ctx, warmTime)
+	if got, want := t.got.distinct.Load(), t.deliveries(); got != want {
+		return errors.Join(ctx.Err(), fmt.Errorf("of %d deliveries to warm up %d came within %v", want, got, warmTime))
+	}
+	t.got.forget()
+	return nil
+}
+
 func (t *trial) finishSample() {
 	t.sample.audit = t.got.audit(t.jobs)
 	t.got.mu.Lock()
@@ -374,7 +401,7 @@ func (t *trial) settle(ctx context.Context, d time.Duration) {
 	timer := time.NewTimer(d)
 	defer timer.Stop()
 	select {
-	case <-t.got.finished:
+	case <-t.got.all():
 	case <-timer.C:
 	case <-ctx.Done():
 	}

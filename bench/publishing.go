@@ -31,9 +31,10 @@ type publishing struct {
 	copies   int64         // jobs of a message, one for each group, where the system does not fan out
 	first    int64         // number of the first job
 	retry    bool
-	// window is how many deliveries may be outstanding, as outstanding tells; 0 is no limit.
-	window      int64
-	outstanding func() int64
+	// window is how many deliveries to all groups may be on their way, those that delivered does not count yet; 0 is no limit.
+	window    int64
+	groups    int64
+	delivered func() int64
 
 	next atomic.Int64 // jobs whose publishing has begun
 	done atomic.Int64 // jobs published
@@ -69,7 +70,9 @@ func (p *publishing) take() (first int64, n int) {
 }
 
 // full says whether enough is on its way.
-func (p *publishing) full() bool { return p.window > 0 && p.outstanding() >= p.window }
+func (p *publishing) full() bool {
+	return p.window > 0 && p.next.Load()*p.groups-p.delivered() >= p.window
+}
 
 // run publishes with send.
 func (p *publishing) run(ctx context.Context, send func(ctx context.Context, client int, payloads [][]byte) error) error {

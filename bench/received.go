@@ -43,12 +43,28 @@ func newReceived(groups int, span time.Duration) *received {
 	return &received{groups: make([][]uint8, groups), latency: bench.NewLatencies(), span: span, finished: make(chan struct{})}
 }
 
-// begin starts the clock.
+// begin starts the clock, for everything but the audit.
 func (r *received) begin() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.start = time.Now()
-	r.last = r.start
+	r.first, r.last, r.quiet = time.Time{}, r.start, 0
+	r.latency, r.series = bench.NewLatencies(), nil
+}
+
+// forget takes expect back.
+func (r *received) forget() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.known = false
+	r.finished = make(chan struct{})
+}
+
+// all returns a channel that is closed when all that is expected has come.
+func (r *received) all() <-chan struct{} {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.finished
 }
 
 // expect says how many deliveries there are to be in all.

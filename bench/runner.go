@@ -18,6 +18,8 @@ var allSystems = []*system{
 	skipLockedSystem,
 	riverSystem,
 	watermillSystem,
+	pgBossSystem,
+	graphileSystem,
 }
 
 func systemNames() []string {
