@@ -40,7 +40,7 @@ type received struct {
 const biggestNumber = 1 << 28
 
 func newReceived(groups int, span time.Duration) *received {
-	return &received{groups: make([][]uint8, groups), latency: bench.NewLatencies(), span: span, finished: make(chan struct{})}
+	return &received{start: time.Now(), groups: make([][]uint8, groups), latency: bench.NewLatencies(), span: span, finished: make(chan struct{})}
 }
 
 // begin starts the clock, for everything but the audit.
