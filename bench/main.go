@@ -123,6 +123,10 @@ func run(ctx context.Context, o *options) error {
 	if err := o.complete(); err != nil {
 		return err
 	}
+	dir, err := moduleDir()
+	if err != nil {
+		return err
+	}
 	report, err := measure(ctx, o)
 	if err != nil {
 		return err
@@ -132,6 +136,16 @@ func run(ctx context.Context, o *options) error {
 	}
 	if o.JSON != "" {
 		if err := report.writeJSON(o.JSON); err != nil {
+			return err
+		}
+	}
+	if o.Plots != "" {
+		if err := report.writePlots(o.Plots); err != nil {
+			return err
+		}
+	}
+	if o.Write {
+		if err := report.write(dir); err != nil {
 			return err
 		}
 	}

@@ -12,7 +12,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 	"sync"
@@ -85,13 +84,13 @@ type nodeSetup struct {
 // node installs the packages that node/package-lock.json pins, if need be, and finds a Node that is new enough: the
 // machine's, or that of an npm package.
 var node = sync.OnceValue(func() nodeSetup {
-	_, source, _, _ := runtime.Caller(0)
-	s := nodeSetup{dir: filepath.Join(filepath.Dir(source), "node")}
-	if dir, err := filepath.Abs("node"); err == nil {
-		if _, err := os.Stat(filepath.Join(dir, "driver.js")); err == nil {
-			s.dir = dir
-		}
+	var s nodeSetup
+	dir, err := moduleDir()
+	if err != nil {
+		s.missing = err.Error()
+		return s
 	}
+	s.dir = filepath.Join(dir, "node")
 	if err := s.install(); err != nil {
 		s.missing = err.Error()
 		return s
