@@ -28,7 +28,7 @@ var riverSystem = &system{
 		Publish: "Client.Insert for one, Client.InsertManyFast (COPY) for more; a job for each group",
 		Consume: "one client with 2,000 workers, FetchCooldown 2 ms, FetchPollInterval 20 ms, as in River's own benchmark",
 		Ack: "each job by itself, after its worker has returned; the client completes many at once, in the background. At least once; " +
-			"completed jobs stay in the table, for a day by default",
+			"completed jobs stay in the table, for a day by default. A job whose worker has died comes again after an hour",
 		Durability: sameDurability,
 	},
 	open: openRiver,

@@ -27,26 +27,31 @@ export async function open({ url, clients, consumer, retry }) {
     logger: quiet,
   };
   let runner;
+  let running; // settled when the runner has ended
   let stopping = false;
   return {
     async consume(note) {
       const taskList = { [task]: async (payload) => note(payload) };
       const start = async () => {
         runner = await run({ preset: { worker }, taskList, noHandleSignals: true });
-        runner.promise.catch(again);
+        running = runner.promise.then(again, again);
       };
-      // What a supervisor would do for a process that ended because the server went away.
+      // What a supervisor would do about a process that ended because the server went away.
       const again = async (err) => {
         if (stopping) return;
-        if (!retry) throw err;
+        if (!retry) throw err ?? new Error("the runner has ended by itself");
         await new Promise((done) => setTimeout(done, 100));
-        start().catch(again);
+        if (!stopping) await start().catch(again);
       };
       await start();
     },
-    stop() {
+    async stop() {
       stopping = true;
-      return runner.stop();
+      // It may be about to end by itself.
+      await runner.stop().catch((err) => {
+        if (!retry) throw err;
+      });
+      await running;
     },
   };
 }
