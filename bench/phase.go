@@ -120,7 +120,7 @@ func (r *runner) try(ctx context.Context, sys *system, p *phase) (_ *sample, err
 		t.copies, groups = int64(p.groups), 1
 	}
 	t.got = newReceived(groups, r.step(p))
-	if t.session, err = sys.open(ctx, opening{url: db.url, clients: r.Clients, groups: groups, retry: p.crash}); err != nil {
+	if t.session, err = sys.open(ctx, opening{url: db.url, clients: r.Clients, groups: groups, consume: p.consume, retry: p.crash}); err != nil {
 		return nil, fmt.Errorf("open: %w", err)
 	}
 	open := true

@@ -150,6 +150,16 @@ func (r *runner) run(ctx context.Context) error {
 		r.systems = append(r.systems, sys)
 	}
 	phases := r.phases()
+	err := r.rounds(ctx, phases)
+	if ctx.Err() != nil && len(r.samples) > 0 {
+		err = nil // what there is is better than nothing
+		r.report.Failures = append(r.report.Failures, "interrupted: what is missing was not measured")
+	}
+	r.fill(phases)
+	return err
+}
+
+func (r *runner) rounds(ctx context.Context, phases []*phase) error {
 	for round := range r.Rounds {
 		floors := make(map[int]bool) // measured in this round
 		for _, p := range phases {
@@ -172,7 +182,6 @@ func (r *runner) run(ctx context.Context) error {
 			}
 		}
 	}
-	r.fill(phases)
 	return nil
 }
 

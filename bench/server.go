@@ -21,7 +21,6 @@ var serverSettings = map[string]string{
 	"max_connections":    "300",
 	"max_wal_size":       "4GB",
 	"checkpoint_timeout": "15min", // a checkpoint before each phase, and none in it
-	"track_io_timing":    "off",
 }
 
 const startTimeout = 2 * time.Minute

@@ -35,6 +35,7 @@ type opening struct {
 	url     string
 	clients int  // that publish
 	groups  int  // of consumers, each of which gets every message
+	consume bool // there will be consumers
 	retry   bool // the server goes away meanwhile: errors are to be outlived
 }
 

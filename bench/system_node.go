@@ -162,7 +162,11 @@ func openNode(ctx context.Context, o opening, name, countSQL string) (_ session,
 		}
 	}()
 	// One after the other: the first makes the tables.
-	for _, c := range []**child{&s.publisher, &s.consumer} {
+	children := []**child{&s.publisher}
+	if o.consume {
+		children = append(children, &s.consumer)
+	}
+	for _, c := range children {
 		if *c, err = startChild(); err != nil {
 			return nil, err
 		}
@@ -243,7 +247,11 @@ func (s *nodeSession) stored(ctx context.Context) (n int64, err error) {
 }
 
 func (s *nodeSession) cpu() time.Duration {
-	return bench.ProcessCPU(s.publisher.cmd.Process.Pid) + bench.ProcessCPU(s.consumer.cmd.Process.Pid)
+	all := bench.ProcessCPU(s.publisher.cmd.Process.Pid)
+	if s.consumer != nil {
+		all += bench.ProcessCPU(s.consumer.cmd.Process.Pid)
+	}
+	return all
 }
 
 func (s *nodeSession) close() error {
