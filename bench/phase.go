@@ -59,7 +59,6 @@ type sample struct {
 	series  []int64 // handled in each step
 	step    time.Duration
 	audit   Audit
-	notes   []string
 }
 
 func (s *sample) value(name string) (float64, bool) {
