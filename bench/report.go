@@ -97,8 +97,10 @@ func (r *runner) fill(phases []*phase) {
 		for _, sys := range r.systems {
 			out.addRow(sys, r.samples[key{p.title, sys.name}], floor)
 		}
-		out.compare(r.systems)
-		r.report.Phases = append(r.report.Phases, out)
+		if len(out.Rows) > 0 {
+			out.compare(r.systems)
+			r.report.Phases = append(r.report.Phases, out)
+		}
 	}
 }
 
