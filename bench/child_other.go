@@ -1,0 +1,8 @@
+//go:build !unix
+
+package main
+
+import "syscall"
+
+// childAttr changes nothing.
+func childAttr() *syscall.SysProcAttr { return nil }
