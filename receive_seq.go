@@ -25,7 +25,10 @@ func (m *Received) Context() context.Context { return m.ctx }
 // body ends; the last call counts. A message about which nothing is said is acked when the loop goes on to the next.
 func (m *Received) Settle(err error) { m.outcome, m.settled = err, true }
 
-var errLoopPanic = errors.New("the loop ended by a panic or runtime.Goexit")
+var (
+	errLoopLeft  = errors.New("the loop was left, and Settle not called")
+	errLoopPanic = errors.New("the loop ended by a panic or runtime.Goexit")
+)
 
 // Messages is [Broker.Receive] for a loop that handles one message at a time:
 //
@@ -40,9 +43,8 @@ var errLoopPanic = errors.New("the loop ended by a panic or runtime.Goexit")
 // 0 or 1. Several loops may go on at once, in one process or many.
 //
 // The loop goes on until ctx ends, and then ends by itself, when the body has. An error, one of those that Receive returns, comes
-// with a nil message and is the last. Where the loop is left by break or return, the message at hand is given back without
-// counting the attempt, unless Settle was called; after a panic it counts as failed. In all cases what was taken ahead is given
-// back, and the loop is left when the acks have been sent, which may take 5 seconds while the database is away; those that could
+// with a nil message and is the last. Where the loop is left by break, return or a panic, the message at hand has failed, unless
+// Settle was called before break or return. What was taken ahead is given back, which does not count as an attempt, and the loop is left when the acks have been sent, which may take 5 seconds while the database is away; those that could
 // not be sent are logged, and their messages come again.
 func (b *Broker) Messages(ctx context.Context, subscriptionID string, options ReceiveOptions) iter.Seq2[*Received, error] {
 	return MessagesFrom(ctx, b, subscriptionID, options)
@@ -119,7 +121,7 @@ func (m *Received) handle(yield func(*Received, error) bool) (more bool) {
 		case more:
 			m.done <- nil
 		default:
-			m.done <- errNotBegun
+			m.done <- errLoopLeft
 		}
 	}()
 	more = yield(m, nil)
