@@ -200,12 +200,21 @@ const partOfProgram = `package main
 
 import (
 	"context"
+	"encoding/json"
 	"net/http"
+	"os"
 
 	"github.com/jackc/pgx/v5"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/client"
 	"github.com/fastpubsub/fastpubsub/httpapi"
+)
+
+var (
+	_ = json.Unmarshal
+	_ = os.Getenv
+	_ = client.New
 )
 
 type Order struct{}
