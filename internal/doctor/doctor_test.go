@@ -246,7 +246,9 @@ func TestBounds(t *testing.T) {
 	}
 	want(t, report, "lag", doctor.Warning, busy, "what waits for 1 subscription could not be counted within 80 ms")
 	want(t, report, "lag", doctor.Warning, "start a consumer", "more messages wait than can be counted in 80 ms, the oldest for 2 h; slot 0 of the log")
-	want(t, report, "message_slots", doctor.OK, "", "slot 0 (current) of the log")
+	if _, late := find(report, "message_slots", "could not be looked at"); !late { // as on a busy machine
+		want(t, report, "message_slots", doctor.OK, "", "slot 0 (current) of the log")
+	}
 
 	begun = time.Now()
 	report = examine(t, db, limits(doctor.Limits{Check: 2 * time.Second, Total: 3 * time.Second}))
