@@ -130,6 +130,26 @@ func TestOthersDoNotWait(t *testing.T) {
 			t.Error(err)
 		}
 	})
+
+	t.Run("a log that somebody has locked", func(t *testing.T) {
+		t.Parallel()
+		b, db := newBroker(t)
+		createTopic(t, b, "t")
+		createSubscription(t, b, "s", "t", noFilter)
+		ids := publish(t, b, "t", numbered(0, 3)...)
+		tx := begin(t, db, pgx.TxOptions{})
+		if _, err := tx.Exec(t.Context(), db.SQL(`LOCK TABLE {schema}.messages IN ACCESS EXCLUSIVE MODE`)); err != nil {
+			t.Fatal(err)
+		}
+		_, err := b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "test"})
+		if !errors.Is(err, fastpubsub.ErrBusy) {
+			t.Errorf("consume returned %v, want %v", err, fastpubsub.ErrBusy)
+		}
+		commit(t, tx)
+		if err := wantDelivered(t, b, "s", 10, ids...); err != nil {
+			t.Error(err)
+		}
+	})
 }
 
 // TestHeldRows keeps a transaction open that has acked or nacked messages past their deadlines, in leases and in deliveries,
