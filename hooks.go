@@ -16,8 +16,9 @@ import (
 // keep that after End: copy what is needed. The module fastpubsub/otel has Hooks for OpenTelemetry.
 //
 // They see what this Broker is asked to do, and what its Receive, ReceiveTx and Run do by themselves; what is refused for its
-// options, or for the schema, is seen of publishing only. They do not see other processes, nor what the database does by itself. That concerns dead
-// letters: see [Operation].DeadLetters. In a caller's transaction they see the call, and not whether it is committed.
+// options, or for the schema, is seen of publishing only. They do not see other processes, nor what the database does by itself.
+// That concerns dead letters: see [Operation].DeadLetters. In a caller's transaction they see the call, and not whether it is
+// committed.
 type Hooks interface {
 	// Start is called before an operation. What it returns, which must be ctx or come from it, is the context of the operation:
 	// a handler gets it, statements run with it, and so does End. Calls of Publish that share a statement are the exception:

@@ -35,8 +35,8 @@ var (
 	ErrNotFound = store.ErrNotFound
 	// ErrExists means that the id is taken.
 	ErrExists = store.ErrExists
-	// ErrBusy means that other calls held a subscription for more than a second, or tables for 5, or that more secrets of clients were to be
-	// checked than can be in 5 seconds; nothing was done. Try again.
+	// ErrBusy means that others held a subscription, or the tables, for longer than a call waits for them, 1 to 5 seconds, or that
+	// more secrets of clients were to be checked than can be in 5 seconds; nothing was done. Try again.
 	ErrBusy = store.ErrBusy
 	// ErrSchemaOutdated means that the schema is missing or older than this code: migrate it.
 	ErrSchemaOutdated = store.ErrSchemaOutdated

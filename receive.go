@@ -204,7 +204,7 @@ type item struct {
 // nackKind is what nacks of one call have in common.
 type nackKind struct {
 	NackOptions
-	last bool // the attempts are used up: it makes dead letters of them
+	dies bool // they become dead letters by it
 }
 
 func newReceiver(ctx context.Context, source Source, tx *Broker, subscriptionID string, o ReceiveOptions, noHandler bool) (*receiver, error) {

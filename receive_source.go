@@ -92,7 +92,7 @@ func (s brokerSupply) nackAll(ctx context.Context, subscriptionID string, nacks 
 	ends := make([]func(count int, err error), len(groups))
 	for i, g := range groups {
 		all[i] = g.Nack
-		ctx, op := s.hooks.start(ctx, Operation{Kind: OpNack, SubscriptionID: subscriptionID, Deliveries: nacks[g.kind], dies: g.kind.last})
+		ctx, op := s.hooks.start(ctx, Operation{Kind: OpNack, SubscriptionID: subscriptionID, Deliveries: nacks[g.kind], dies: g.kind.dies})
 		ends[i] = func(count int, err error) { s.hooks.end(ctx, op, count, err) }
 	}
 	counts, err := s.store.NackAll(ctx, s.pool, subscriptionID, all)

@@ -5,6 +5,7 @@ package store
 import (
 	"context"
 	"errors"
+	"fmt"
 	"regexp"
 	"strings"
 
@@ -193,7 +194,7 @@ func translate(err error) error {
 	case "3F000", "42P01", "42883": // invalid_schema_name, undefined_table, undefined_function
 		return errors.Join(ErrSchemaOutdated, err)
 	case "55P03": // lock_not_available: the tables were locked for too long, where it is not the subscription's own lock
-		return errors.Join(ErrBusy, err)
+		return fmt.Errorf("%w: %w", ErrBusy, err)
 	case "PS001": // of the function check_origin
 		return ErrRestored
 	}
