@@ -57,7 +57,9 @@ func TestRun(t *testing.T) {
 	for _, w := range report.Workloads {
 		for _, p := range append(w.Phases, report.Floors...) {
 			for _, f := range p.Figures {
-				if len(f.Rounds) != config.Rounds || f.Min > f.Median || f.Median > f.Max {
+				// What divides by the messages of a quarter is missing from a round in which that quarter had none.
+				missing := config.Rounds - len(f.Rounds)
+				if missing < 0 || missing > 0 && !strings.Contains(f.Name, "quarter") || f.Min > f.Median || f.Median > f.Max {
 					t.Errorf("%s: %s: odd figure %+v", p.Title, f.Name, f)
 				}
 			}
