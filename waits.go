@@ -74,6 +74,7 @@ type waitedFor struct {
 	// After a wake for nothing, because of a filter or because others were faster, the next is put off.
 	fruitless time.Duration
 	notBefore time.Time
+	putOff    bool // a wake is
 }
 
 type waiter struct {
@@ -165,13 +166,14 @@ func (m *member) claimed(n, wanted int) {
 	switch {
 	case n > 0:
 		s.fruitless, s.notBefore = 0, time.Time{}
+		m.w.wakePutOff(s)
 		if n >= wanted { // there may be more
 			m.w.wake(s, 1, m.byLook)
 		}
 		m.w.lookSoon(s, m.w.tick()) // leases have got deadlines
 	case m.owed:
 		upTo := fruitlessUpTo
-		if m.byLook {
+		if m.byLook || s.filtered {
 			upTo = fruitlessLookUpTo
 		}
 		s.fruitless = min(max(2*s.fruitless, fruitlessFrom), upTo)
@@ -191,9 +193,9 @@ func (m *member) wait(ctx context.Context, wanted int, d time.Duration) (bool, e
 		w.mu.Unlock()
 		return true, ctx.Err()
 	}
-	if s.missed { // later, when a look has found it
+	if s.missed {
 		s.missed = false
-		w.lookSoon(s, time.Until(s.notBefore))
+		w.putOffWake(s)
 	}
 	me := &waiter{wanted: wanted, woken: make(chan struct{})}
 	s.queue = append(s.queue, me)
@@ -289,7 +291,7 @@ func (w *waits) changed(subscriptionID string) {
 // wake wakes waiters who take n messages in all.
 func (w *waits) wake(s *waitedFor, n int, byLook bool) {
 	if time.Now().Before(s.notBefore) {
-		w.lookSoon(s, time.Until(s.notBefore))
+		w.putOffWake(s)
 		return
 	}
 	woken := 0
@@ -303,6 +305,26 @@ func (w *waits) wake(s *waitedFor, n int, byLook bool) {
 	w.left(woken)
 	if n > 0 && s.members > len(s.queue) {
 		s.missed = true
+	}
+}
+
+// putOffWake wakes one who waits, later; if there is much, that wakes others.
+func (w *waits) putOffWake(s *waitedFor) {
+	if s.putOff {
+		return
+	}
+	s.putOff = true
+	time.AfterFunc(time.Until(s.notBefore), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.wakePutOff(s)
+	})
+}
+
+func (w *waits) wakePutOff(s *waitedFor) {
+	if s.putOff {
+		s.putOff = false
+		w.wake(s, 1, false)
 	}
 }
 
