@@ -56,6 +56,19 @@ var filterHazards = []hazard{
 		},
 	},
 	{
+		name:        "more messages than a filter looks at in one claim",
+		protections: []protection{{"scan_main", "whole := whole AND coalesce(examined, 0) < budget;", "whole := whole AND true;"}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", `{"n":[1]}`)
+			for range 21 {
+				publish(t, b, "t", numbered(1, 1000)...) // the first of them is let through
+			}
+			_, err := claimLeavesNothing(t, db, "s", 100)
+			return err
+		},
+	},
+	{
 		name:        "payloads so large that a filter takes long to look at them",
 		protections: []protection{{"filter_ranges", "EXIT WHEN clock_timestamp() > until;", "NULL;"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/store"
 	"github.com/fastpubsub/fastpubsub/store/storetest"
 )
 
@@ -76,6 +77,40 @@ var openHazards = []hazard{
 			}
 			commit(t, slow)
 			return wantDelivered(t, b, "s", 10, late...)
+		},
+	},
+	{
+		name: "a claim that says it has left nothing",
+		protections: []protection{
+			{"scan_main", "max(s.upto), NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid)",
+				"max(s.upto), true"},
+		},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			said := 0
+			for range 10 { // others' transactions come between now and then
+				publish(t, b, "t", numbered(0, 1)...)
+				slow := begin(t, db, pgx.TxOptions{})
+				publishTx(t, b, slow, "t", numbered(1, 1)...)
+				for i := range 4 {
+					publish(t, b, "t", numbered(2*i, 2)...) // their ids are higher than the open one's
+				}
+				n, err := claimLeavesNothing(t, db, "s", 3)
+				if err != nil {
+					return err
+				}
+				said += n
+				commit(t, slow)
+				if n, err = claimLeavesNothing(t, db, "s", 3); err != nil {
+					return err
+				}
+				said += n
+			}
+			if said == 0 {
+				return errors.New("no claim says that it has left nothing")
+			}
+			return nil
 		},
 	},
 	{
@@ -294,4 +329,23 @@ func stopsBeforeOpen(t testing.TB, b *fastpubsub.Broker, db *storetest.DB, subsc
 		return fmt.Errorf("%d is late", xid)
 	}
 	return nil
+}
+
+// claimLeavesNothing claims until nothing comes. It returns how many claims said that they had left nothing, which is an error if
+// another one gets something.
+func claimLeavesNothing(t testing.TB, db *storetest.DB, subscriptionID string, max int) (said int, err error) {
+	t.Helper()
+	s := store.New(db.Schema)
+	for {
+		batches, left, err := s.Claim(t.Context(), db.Pool, store.Claim{SubscriptionID: subscriptionID, Consumer: "test", Max: max})
+		if err != nil || len(batches) == 0 {
+			return said, err
+		}
+		if said > 0 {
+			return said, fmt.Errorf("got %v after a claim that had left nothing", batches)
+		}
+		if left == store.LeftNothing {
+			said++
+		}
+	}
 }

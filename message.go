@@ -413,7 +413,8 @@ func (b *Broker) take(ctx context.Context, claim store.Claim, wait time.Duration
 	}
 	start := time.Now()
 	for {
-		msgs, more, err := b.claim(ctx, claim)
+		msgs, left, err := b.claim(ctx, claim)
+		more := left == store.LeftMore
 		busy := errors.Is(err, ErrBusy)
 		if err != nil && !(busy && time.Since(start) < max(wait, patience)) {
 			return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
@@ -427,15 +428,15 @@ func (b *Broker) take(ctx context.Context, claim store.Claim, wait time.Duration
 		if more && time.Since(start) < max(wait, patience) {
 			continue
 		}
-		left := wait - time.Since(start)
+		rest := wait - time.Since(start)
 		switch {
 		case busy:
 			err = sleep(ctx, busyPause/2+rand.N(busyPause))
-		case left <= 0:
+		case rest <= 0:
 			return nil, nil
 		default:
 			var woken bool
-			woken, err = m.wait(ctx, claim.Max, left)
+			woken, err = m.wait(ctx, claim.Max, rest)
 			if !woken && err == nil && wait > shortWait {
 				return nil, nil
 			}
@@ -447,23 +448,23 @@ func (b *Broker) take(ctx context.Context, claim store.Claim, wait time.Duration
 }
 
 // claim takes messages once.
-func (b *Broker) claim(ctx context.Context, claim store.Claim) (msgs []Message, more bool, err error) {
+func (b *Broker) claim(ctx context.Context, claim store.Claim) (msgs []Message, left store.Left, err error) {
 	ctx, op := b.hooks.start(ctx, Operation{Kind: OpConsume, SubscriptionID: claim.SubscriptionID})
-	msgs, more, err = b.claimOnce(ctx, claim)
+	msgs, left, err = b.claimOnce(ctx, claim)
 	if op != nil {
 		op.Messages = msgs
 		b.hooks.end(ctx, op, len(msgs), err)
 	}
-	return msgs, more, err
+	return msgs, left, err
 }
 
-func (b *Broker) claimOnce(ctx context.Context, claim store.Claim) (msgs []Message, more bool, err error) {
-	batches, more, err := b.claimWhole(ctx, claim)
+func (b *Broker) claimOnce(ctx context.Context, claim store.Claim) ([]Message, store.Left, error) {
+	batches, left, err := b.claimWhole(ctx, claim)
 	if err != nil || len(batches) == 0 {
-		return nil, more, err
+		return nil, left, err
 	}
-	msgs, err = decode(claim.SubscriptionID, batches)
-	return msgs, false, err
+	msgs, err := decode(claim.SubscriptionID, batches)
+	return msgs, left, err
 }
 
 func sleep(ctx context.Context, d time.Duration) error {

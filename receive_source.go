@@ -51,22 +51,40 @@ func (s brokerSupply) defaultLogger() *slog.Logger { return s.logger }
 
 func (s brokerSupply) seenBy() hooks { return s.hooks }
 
+// After a call that found little, who goes on taking leaves the server alone for as long as that took, since all that was
+// published meanwhile costs it as much as one message; but for breath at most.
+const breath = 5 * time.Millisecond
+
 func (s brokerSupply) join(subscriptionID string) (take, func()) {
 	m := s.waits.join(subscriptionID)
+	var wait time.Duration // before the next claim, for something to be there
+	var notBefore time.Time
 	return func(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
 		claim, err := options.check()
 		if err != nil {
 			return nil, time.Time{}, err
 		}
+		if wait > 0 {
+			_, _ = m.wait(ctx, claim.Max, wait)
+			_ = sleep(ctx, time.Until(notBefore))
+			wait = 0
+			return nil, time.Time{}, nil // meanwhile more may be wanted, or nothing
+		}
 		claim.SubscriptionID = subscriptionID
 		began := time.Now()
-		msgs, more, err := s.claim(claims, claim)
-		if err != nil || more {
+		msgs, left, err := s.claim(claims, claim)
+		if err != nil || left == store.LeftMore {
 			return nil, began, err
 		}
 		m.claimed(len(msgs), claim.Max)
-		if len(msgs) == 0 {
-			_, _ = m.wait(ctx, claim.Max, time.Hour)
+		switch {
+		case len(msgs) == 0 || left == store.LeftNothing:
+			wait = time.Hour
+		case len(msgs) < claim.Max/2: // what was published behind an open transaction is taken by the next call
+			wait = breath
+		}
+		if len(msgs) > 0 {
+			notBefore = time.Now().Add(min(time.Since(began), breath))
 		}
 		return msgs, began, nil
 	}, m.leave
@@ -117,9 +135,9 @@ func (sourceSupply) seenBy() hooks { return hooks{} } // it has its own, if any
 const longestSourceWait = 20 * time.Second
 
 func (s sourceSupply) join(subscriptionID string) (take, func()) {
-	empty := false
+	little := false
 	return func(ctx, _ context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
-		if empty {
+		if little {
 			wait := min(options.AckDeadline/4, longestSourceWait)
 			if options.Wait = wait.Truncate(time.Second); options.Wait == 0 {
 				if err := sleep(ctx, wait); err != nil {
@@ -129,7 +147,7 @@ func (s sourceSupply) join(subscriptionID string) (take, func()) {
 		}
 		began := time.Now()
 		msgs, err := s.Consume(ctx, subscriptionID, options)
-		empty = err == nil && len(msgs) == 0
+		little = err == nil && len(msgs) < (options.Max+1)/2
 		return msgs, began, err
 	}, func() {}
 }

@@ -54,7 +54,8 @@ type waits struct {
 	wakes     uint64    // so far
 	base      int64     // as it was at the last tick; -1 before the first
 	tickAt    time.Time // the next
-	restUntil time.Time // no look before
+	restUntil time.Time // no look before, but at subscriptions whose topic is not known: nothing else wakes them
+	failed    bool      // the last call; then there is none at all before
 	kick      chan struct{}
 }
 
@@ -74,6 +75,7 @@ type waitedFor struct {
 	// After a wake for nothing, because of a filter or because others were faster, the next is put off.
 	fruitless time.Duration
 	notBefore time.Time
+	putOff    bool // a wake is
 }
 
 type waiter struct {
@@ -165,13 +167,14 @@ func (m *member) claimed(n, wanted int) {
 	switch {
 	case n > 0:
 		s.fruitless, s.notBefore = 0, time.Time{}
+		m.w.wakePutOff(s)
 		if n >= wanted { // there may be more
 			m.w.wake(s, 1, m.byLook)
 		}
 		m.w.lookSoon(s, m.w.tick()) // leases have got deadlines
 	case m.owed:
 		upTo := fruitlessUpTo
-		if m.byLook {
+		if m.byLook || s.filtered {
 			upTo = fruitlessLookUpTo
 		}
 		s.fruitless = min(max(2*s.fruitless, fruitlessFrom), upTo)
@@ -191,9 +194,9 @@ func (m *member) wait(ctx context.Context, wanted int, d time.Duration) (bool, e
 		w.mu.Unlock()
 		return true, ctx.Err()
 	}
-	if s.missed { // later, when a look has found it
+	if s.missed {
 		s.missed = false
-		w.lookSoon(s, time.Until(s.notBefore))
+		w.putOffWake(s)
 	}
 	me := &waiter{wanted: wanted, woken: make(chan struct{})}
 	s.queue = append(s.queue, me)
@@ -289,7 +292,7 @@ func (w *waits) changed(subscriptionID string) {
 // wake wakes waiters who take n messages in all.
 func (w *waits) wake(s *waitedFor, n int, byLook bool) {
 	if time.Now().Before(s.notBefore) {
-		w.lookSoon(s, time.Until(s.notBefore))
+		w.putOffWake(s)
 		return
 	}
 	woken := 0
@@ -303,6 +306,26 @@ func (w *waits) wake(s *waitedFor, n int, byLook bool) {
 	w.left(woken)
 	if n > 0 && s.members > len(s.queue) {
 		s.missed = true
+	}
+}
+
+// putOffWake wakes one who waits, later; if there is much, that wakes others.
+func (w *waits) putOffWake(s *waitedFor) {
+	if s.putOff {
+		return
+	}
+	s.putOff = true
+	time.AfterFunc(time.Until(s.notBefore), func() {
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		w.wakePutOff(s)
+	})
+}
+
+func (w *waits) wakePutOff(s *waitedFor) {
+	if s.putOff {
+		s.putOff = false
+		w.wake(s, 1, false)
 	}
 }
 
@@ -367,15 +390,16 @@ func (w *waits) next() (pause time.Duration, ids []string, tick bool) {
 		return -1, nil, false
 	}
 	now := time.Now()
-	if now.Before(w.restUntil) {
-		return w.restUntil.Sub(now), nil, false
-	}
-	if !now.Before(w.tickAt) {
+	resting := now.Before(w.restUntil)
+	if !resting && !now.Before(w.tickAt) {
 		return 0, nil, true
 	}
 	until := w.tickAt
+	if resting {
+		until = w.restUntil
+	}
 	for _, s := range w.subs {
-		if len(s.queue) > 0 && s.lookAt.Before(until) {
+		if len(s.queue) > 0 && s.lookAt.Before(until) && !(resting && (w.failed || s.topic != "")) {
 			until = s.lookAt
 		}
 	}
@@ -384,7 +408,7 @@ func (w *waits) next() (pause time.Duration, ids []string, tick bool) {
 	}
 	for _, s := range w.subs {
 		// Those whose turn comes soon go with it.
-		if len(s.queue) == 0 || s.lookAt.Sub(now) > s.pause/2 {
+		if len(s.queue) == 0 || s.lookAt.Sub(now) > s.pause/2 || resting && s.topic != "" {
 			continue
 		}
 		s.lookAt = time.Time{} // who plans one from now on wants another than this
@@ -422,6 +446,7 @@ func (w *waits) pollOnce(ids []string, tick bool) error {
 func (w *waits) ticked(base int64) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failed = false
 	w.tickAt = time.Now().Add(w.tick()*3/4 + rand.N(w.tick()/2))
 	if base != w.base && w.base >= 0 {
 		for _, s := range w.subs {
@@ -436,6 +461,7 @@ func (w *waits) ticked(base int64) {
 func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time.Duration) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failed = false
 	now := time.Now()
 	longest, share := lookInterval, time.Duration(pollShare)
 	if w.listening {
@@ -472,7 +498,7 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 			w.wake(s, 1, true)
 			again, s.pause = w.tick(), w.tick()
 		case isNew && w.wakes != wakes: // one of these may have been meant for it
-			again = 0
+			w.wake(s, 1, true)
 		case l.DueInSeconds != nil:
 			again = min(again, max(time.Duration(*l.DueInSeconds*float64(time.Second)), soonest))
 		}
@@ -486,6 +512,7 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 func (w *waits) pollFailed() {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.failed = true
 	w.restUntil = time.Now().Add(pollRetry/2 + rand.N(pollRetry))
 	for _, s := range w.subs {
 		w.wakeAll(s)

@@ -22,7 +22,7 @@ type fakePoll struct {
 	base     int64
 	filtered bool
 	ready    bool
-	due      *float64
+	dueAt    time.Time // unless zero
 	err      error
 	slow     time.Duration // a look
 }
@@ -39,10 +39,15 @@ func (f *fakePoll) waits() *waits {
 		if f.err != nil {
 			return nil, f.err
 		}
+		var due *float64
+		if !f.dueAt.IsZero() {
+			seconds := time.Until(f.dueAt).Seconds()
+			due = &seconds
+		}
 		var all []store.Look
 		for _, id := range ids {
 			if id != "missing" {
-				all = append(all, store.Look{SubscriptionID: id, TopicID: "t", Filtered: f.filtered, Ready: f.ready, DueInSeconds: f.due})
+				all = append(all, store.Look{SubscriptionID: id, TopicID: "t", Filtered: f.filtered, Ready: f.ready, DueInSeconds: due})
 			}
 		}
 		return all, nil
@@ -267,8 +272,7 @@ func TestWaitsPoll(t *testing.T) {
 		})
 		t.Run("due/"+strconv.FormatBool(listening), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				due := 0.7
-				f := &fakePoll{due: &due}
+				f := &fakePoll{dueAt: time.Now().Add(700 * time.Millisecond)}
 				w := f.waits()
 				w.setListening(listening)
 				var woken atomic.Int32
@@ -343,6 +347,64 @@ func TestWaitsSlowLook(t *testing.T) {
 		synctest.Wait()
 		if woken.Load() != 1 {
 			t.Error("who waits was not woken within 5 seconds")
+		}
+	})
+}
+
+// TestWaitsNewWhileResting has a subscription come when looks rest, because they take long: it has to be looked at all the same,
+// since before its topic is known nobody wakes it.
+func TestWaitsNewWhileResting(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakePoll{slow: 50 * time.Millisecond}
+		w := f.waits()
+		w.setListening(true)
+		var woken, wokenNew atomic.Int32
+		defer start(t, w, "s", 1, 1, &woken)()
+		time.Sleep(100 * time.Millisecond)
+		w.mu.Lock()
+		resting := time.Until(w.restUntil)
+		w.mu.Unlock()
+		if resting < time.Second {
+			t.Fatalf("looks rest for %v", resting)
+		}
+		defer start(t, w, "new", 1, 1, &wokenNew)()
+		w.published("t", 1) // it may have been meant for both
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if woken.Load() != 1 || wokenNew.Load() != 1 {
+			t.Errorf("woken %d and %d, want 1 and 1", woken.Load(), wokenNew.Load())
+		}
+	})
+}
+
+// TestWaitsPutOffWake has a wake for nothing put off the next, which then comes without a look: looks may rest.
+func TestWaitsPutOffWake(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := &fakePoll{slow: 50 * time.Millisecond}
+		w := f.waits()
+		w.setListening(true)
+		m := w.join("s")
+		defer m.leave()
+		for range 5 { // the first makes the topic known
+			go w.published("t", 1)
+			if _, err := m.wait(t.Context(), 1, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			m.claimed(0, 1)
+			time.Sleep(100 * time.Millisecond)
+		}
+		began := time.Now()
+		for range 3 {
+			w.published("t", 1)
+			if ok, err := m.wait(t.Context(), 1, time.Hour); !ok || err != nil {
+				t.Fatal(ok, err)
+			}
+			m.claimed(0, 1)
+		}
+		if took := time.Since(began); took < fruitlessFrom || took > 3*fruitlessUpTo {
+			t.Errorf("three wakes for nothing took %v, want them put off for %v to %v each", took, fruitlessFrom, fruitlessUpTo)
 		}
 	})
 }

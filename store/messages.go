@@ -67,12 +67,20 @@ const (
 	claimed = `SELECT xid, los, his, created_at, payloads, attributes, attempts FROM {schema}.claimed()`
 )
 
+// Left is what a claim left for others.
+type Left int
+
+const (
+	LeftUnknown Left = iota
+	LeftMore         // a filter let through none of what was examined, and there may be more: call again
+	LeftNothing      // of what had been committed and was due; something was taken
+)
+
 // Claim takes messages and reads them, in one round trip of two transactions: the claim commits, and with that lets go
-// of the subscription, before the first payload is read. more means that a filter let through none of what was
-// examined, and that there may be more: call again.
+// of the subscription, before the first payload is read.
 //
 // It returns ErrNotFound if there is no such subscription and ErrBusy if its lock was held for too long.
-func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claimed, more bool, err error) {
+func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claimed, left Left, err error) {
 	var outcome string
 	var b pgx.Batch
 	b.Queue(`begin isolation level read committed read write`)
@@ -85,12 +93,18 @@ func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claim
 		return err
 	})
 	if err := db.SendBatch(ctx, &b).Close(); err != nil {
-		return nil, false, translate(err)
+		return nil, LeftUnknown, translate(err)
 	}
 	if err := refused(outcome); err != nil {
-		return nil, false, err
+		return nil, LeftUnknown, err
 	}
-	return batches, outcome == "more", nil
+	switch outcome {
+	case "more":
+		left = LeftMore
+	case "all":
+		left = LeftNothing
+	}
+	return batches, left, nil
 }
 
 const ack = `SELECT {schema}.ack($1, $2, $3, $4)`

@@ -4,9 +4,9 @@
 -- after this transaction has committed. It returns positions to nobody and payloads never: whoever does not read an answer
 -- would hold the subscription's lock for as long as he likes.
 --
--- It returns 'ok'; 'more' when a filter let through none of what it examined, and there may be more; 'busy' when it did
--- not get the subscription's lock within a second; 'no_subscription'. A claim that found nothing writes nothing, but for how far it
--- has looked, where that was slow.
+-- It returns 'ok'; 'all' when it took something and left nothing that had been committed and was due; 'more' when a filter
+-- let through none of what it examined, and there may be more; 'busy' when it did not get the subscription's lock within a
+-- second; 'no_subscription'. A claim that found nothing writes nothing, but for how far it has looked, where that was slow.
 --
 -- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
 -- that ack inside their own transactions. log_only leaves out what has expired or is due.
@@ -64,7 +64,10 @@ DECLARE
     his            bigint[] := '{}';
     changed        boolean := false;
     more           boolean := false;
+    late_whole     boolean := true;   -- nothing is left of late transactions, nor
+    whole          boolean := false;  -- in the log
     late_stretches int := 0;
+    outcome        text := 'ok';
     done           text;
     new_xid        bigint;
     new_seq        bigint;
@@ -185,6 +188,7 @@ BEGIN
         IF wanted > 0 AND cardinality(late_xids) > 0 THEN
             taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
                                         CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
+            late_whole := cardinality(taken.finished) < 64;
             IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
                 matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
                                                   taken.slots, taken.xids, taken.los, taken.his);
@@ -222,12 +226,14 @@ BEGIN
             ELSE
                 taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, max_examined, 0);
             END IF;
+            whole := coalesce(taken.whole, false);
             IF taken.xids IS NOT NULL THEN
                 changed := true;
                 IF state.filter_path IS NOT NULL THEN
                     more := true;
                     matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
                                                       taken.slots, taken.xids, taken.los, taken.his);
+                    whole := whole AND matched.end_xid IS NULL;
                     taken.slots := matched.slots;
                     taken.xids := matched.xids;
                     taken.los := matched.los;
@@ -273,16 +279,19 @@ BEGIN
         VALUES (state.gen + 1, new_xid, new_seq, sub_num, current_slot, late_xids, late_seqs,
                 new_swept_to, new_due_to, CASE WHEN looking THEN new_full_at ELSE state.full_at END, new_acked);
     END IF;
+    IF wanted > 0 AND looking AND late_whole AND whole AND least(new_swept_to, new_due_to) >= now_at THEN
+        outcome := 'all';
+    END IF;
     IF due_xids IS NOT NULL THEN
         done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,
                                                          CASE WHEN state.filter_path IS NULL THEN 'all' ELSE '' END,
                                                          sub_num, due_xids::text, due_seqs::text, due_attempts::text), false);
-        RETURN 'ok';
+        RETURN outcome;
     END IF;
     IF cardinality(xids) > 0 THEN
         done := set_config('fastpubsub.claim', concat_ws('|', state.topic_num, slots::text, xids::text, los::text, his::text,
                                                          CASE WHEN state.filter_path IS NULL THEN 'all' ELSE '' END, sub_num), false);
-        RETURN 'ok';
+        RETURN outcome;
     END IF;
     RETURN CASE WHEN more THEN 'more' ELSE 'ok' END;
 END $$;

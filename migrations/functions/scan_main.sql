@@ -4,7 +4,7 @@
 -- It returns stretches [lo, hi) of record batches, the position of the last message examined, and the transactions
 -- beyond the cursor that were in progress in the snapshot that examined: those before the returned position are late.
 -- A record batch that was examined to its end leaves the position at the end of its 65,536 numbers, so that the next
--- scan does not meet it again. xids is NULL when there is nothing.
+-- scan does not meet it again. xids is NULL when there is nothing. whole says that nothing is left that had been committed.
 --
 -- asked is how many messages the call is to give, of which others than those of the log may have been found already; 0 behind
 -- a filter. Large calls keep to record batches: to begin and end inside costs them a fifth.
@@ -16,7 +16,7 @@
 CREATE OR REPLACE FUNCTION {schema}.scan_main(
     topic int, cursor_xid bigint, cursor_seq bigint, budget int, asked int,
     OUT slots smallint[], OUT xids bigint[], OUT los bigint[], OUT his bigint[],
-    OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[])
+    OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[], OUT whole boolean)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -44,6 +44,7 @@ BEGIN
         -- This may end before the next look: then that finds what it hid.
         open := EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid);
         EXIT WHEN open;
+        whole := attempt = 2;
     END LOOP;
     IF first.xid IS NOT NULL THEN
         lo := CASE WHEN first.xid = cursor_xid THEN greatest(first.base, cursor_seq + 1) ELSE first.base END;
@@ -74,8 +75,8 @@ BEGIN
         -- seen suggest.
         LOOP
             SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
-                   max(s.upto)
-            INTO slots, xids, los, his, examined
+                   max(s.upto), NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid)
+            INTO slots, xids, los, his, examined, whole  -- of one snapshot
             FROM (
                 SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.base) AS upto
                 FROM (
@@ -97,6 +98,7 @@ BEGIN
     END IF;
 
     IF xids IS NULL AND open THEN
+        whole := true;
         max_rows := least(budget, 4);
         LOOP
             WITH snapshot AS MATERIALIZED (
@@ -143,4 +145,5 @@ BEGIN
     IF examined <= budget THEN
         end_seq := end_seq | 65535;
     END IF;
+    whole := whole AND coalesce(examined, 0) < budget;
 END $$;
