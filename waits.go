@@ -341,6 +341,17 @@ func (w *waits) setListening(listening bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.listening = listening
+	w.lookAtEach()
+}
+
+// lookAtAll looks at all subscriptions that somebody waits for, since something may have been missed.
+func (w *waits) lookAtAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lookAtEach()
+}
+
+func (w *waits) lookAtEach() {
 	w.tickAt = time.Time{}
 	for _, s := range w.subs {
 		w.lookSoon(s, 0)
@@ -483,7 +494,7 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 		isNew := s.topic != l.TopicID
 		w.move(s, l.TopicID)
 		s.filtered = l.Filtered
-		s.pause = min(2*max(s.pause, w.tick()), longest)
+		s.pause = min(2*max(s.pause, w.tick()), w.longestPause())
 		again := s.pause*3/4 + rand.N(s.pause/2)
 		switch {
 		case l.Ready && now.Before(s.notBefore):
