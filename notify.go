@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	mathrand "math/rand/v2"
 	"strconv"
 	"strings"
@@ -39,11 +40,14 @@ const (
 	connectTimeout   = 10 * time.Second
 	probeTimeout     = 5 * time.Second // for a notification to ourselves
 	probeInterval    = time.Minute
+	peerTimeout      = 3 * probeInterval // a process that is not heard for so long does not listen any more
+	helloTimeout     = time.Second       // for those who listen to answer one who begins to
 	reconnectFrom    = 250 * time.Millisecond
 	reconnectUpTo    = 30 * time.Second
 	maxIdentifier    = 63
 	notifyTopic      = 't'
 	notifySubscriber = 's'
+	notifyHello      = 'h'
 )
 
 // notifyChannel is where the brokers of one schema meet.
@@ -60,6 +64,8 @@ func notifyChannel(schema string) string {
 type news struct {
 	topics        map[string]int // to how many messages
 	subscriptions map[string]struct{}
+	hello         bool // the sender begins to listen, and wants to know who else does
+	present       bool // an answer to that
 }
 
 func (n *news) publish(topicID string, messages int) {
@@ -76,9 +82,12 @@ func (n *news) change(subscriptionID string) {
 	n.subscriptions[subscriptionID] = struct{}{}
 }
 
-func (n *news) empty() bool { return len(n.topics) == 0 && len(n.subscriptions) == 0 }
+func (n *news) empty() bool {
+	return len(n.topics) == 0 && len(n.subscriptions) == 0 && !n.hello && !n.present
+}
 
-// payloads are the notifications that say it: a line for the sender, then one for each id. Ids have no spaces.
+// payloads are the notifications that say it: a line for the sender, then one for each id. Ids have no spaces. That of one who is
+// only present has no more than the sender.
 func (n *news) payloads(sender string) []string {
 	var all []string
 	var text strings.Builder
@@ -92,12 +101,16 @@ func (n *news) payloads(sender string) []string {
 		}
 		text.WriteString(line)
 	}
+	if n.hello {
+		add(fmt.Sprintf("\n%c -", notifyHello))
+	}
 	for id, messages := range n.topics {
 		add(fmt.Sprintf("\n%c%d %s", notifyTopic, messages, id))
 	}
 	for id := range n.subscriptions {
 		add(fmt.Sprintf("\n%c %s", notifySubscriber, id))
 	}
+	add("")
 	return append(all, text.String())
 }
 
@@ -116,6 +129,8 @@ func parseNews(payload string) (sender string, n news) {
 			}
 		case notifySubscriber:
 			n.change(id)
+		case notifyHello:
+			n.hello = true
 		}
 	}
 	return sender, n
@@ -123,6 +138,10 @@ func parseNews(payload string) (sender string, n news) {
 
 // A notifier tells other processes what happened in this one, while it runs: after the commit, and of much that comes at
 // once in one notification. pg_notify in a publishing transaction would have all of those commit one after the other.
+//
+// While it listens it knows who else does, and says nothing while nobody does: who begins to listen says hello, and is answered;
+// later each is heard once a minute. What was committed before somebody was known to listen he finds by the look that
+// follows the answer.
 type notifier struct {
 	sender  string      // this Broker
 	running atomic.Bool // by one Run
@@ -132,10 +151,13 @@ type notifier struct {
 	watched map[int64]*news // transactions of callers, and what they have published
 	fresh   bool            // one of these came since they were looked at
 	kick    chan struct{}
+
+	peers     map[string]time.Time // who else listens, by sender, and when he was last heard
+	aloneFrom time.Time            // from when on nobody else listens if there are no peers; zero while we do not
 }
 
 func newNotifier() *notifier {
-	return &notifier{sender: rand.Text(), watched: map[int64]*news{}, kick: make(chan struct{}, 1)}
+	return &notifier{sender: rand.Text(), watched: map[int64]*news{}, peers: map[string]time.Time{}, kick: make(chan struct{}, 1)}
 }
 
 func (n *notifier) add(do func(*news)) {
@@ -143,9 +165,42 @@ func (n *notifier) add(do func(*news)) {
 		return
 	}
 	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.alone() {
+		return
+	}
 	do(&n.news)
-	n.mu.Unlock()
 	n.nudge()
+}
+
+// alone says whether nobody else listens.
+func (n *notifier) alone() bool {
+	return len(n.peers) == 0 && !n.aloneFrom.IsZero() && !time.Now().Before(n.aloneFrom)
+}
+
+// hears says that we have begun to listen, or do not any more. Others are known from when they have answered.
+func (n *notifier) hears(yes bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.aloneFrom = (time.Time{}); yes {
+		n.aloneFrom = time.Now().Add(helloTimeout)
+	}
+}
+
+// heard notes a peer, and returns whether it is a new one.
+func (n *notifier) heard(sender string) bool {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	_, known := n.peers[sender]
+	n.peers[sender] = time.Now()
+	return !known
+}
+
+// forget removes the peers that have not been heard for a time.
+func (n *notifier) forget(d time.Duration) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	maps.DeleteFunc(n.peers, func(_ string, last time.Time) bool { return time.Since(last) >= d })
 }
 
 func (n *notifier) nudge() {
@@ -356,16 +411,22 @@ func (b *Broker) listenOnce(ctx context.Context) error {
 	if _, err := conn.Exec(ctx, "LISTEN "+pgx.Identifier{b.channel}.Sanitize(), pgx.QueryExecModeSimpleProtocol); err != nil {
 		return err
 	}
+	b.notifier.forget(0)
+	defer b.notifier.hears(false)
+	said := news{hello: true}
 	for probe := time.Now(); ; {
 		if !time.Now().Before(probe) {
-			if err := b.sendNews(ctx, []string{b.notifier.sender}); err != nil {
+			if err := b.sendNews(ctx, said.payloads(b.notifier.sender)); err != nil {
 				return err
 			}
 			if err := b.hear(ctx, conn, probeTimeout, true); err != nil {
 				return err
 			}
 			probe = time.Now().Add(probeInterval)
+			said = news{present: true}
+			b.notifier.forget(peerTimeout)
 			if !b.waits.isListening() {
+				b.notifier.hears(true)
 				b.waits.setListening(true)
 				b.logger.LogAttrs(ctx, slog.LevelInfo, "listening for notifications", slog.String("channel", b.channel))
 			}
@@ -393,17 +454,23 @@ func (b *Broker) hear(ctx context.Context, conn *pgx.Conn, d time.Duration, ours
 		case err != nil:
 			return err
 		}
-		sender, news := parseNews(notification.Payload)
+		sender, said := parseNews(notification.Payload)
 		if sender == b.notifier.sender {
 			if ourselves {
 				return nil
 			}
 			continue
 		}
-		for id, messages := range news.topics {
+		if b.notifier.heard(sender) {
+			b.waits.lookAtAll() // he may have published before he knew that we listen
+		}
+		if said.hello {
+			b.notifier.add(func(n *news) { n.present = true })
+		}
+		for id, messages := range said.topics {
 			b.waits.published(id, messages)
 		}
-		for id := range news.subscriptions {
+		for id := range said.subscriptions {
 			b.waits.changed(id)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -250,6 +251,65 @@ func TestListenAgain(t *testing.T) {
 	publish(t, publisher, "t", numbered(0, 1)...)
 	if msgs := got(); len(msgs) != 1 {
 		t.Errorf("%d messages came", len(msgs))
+	}
+}
+
+// TestAlone counts what a broker says while nobody else listens: nothing about messages. Whoever begins to listen finds all that
+// was published until then, and hears of the rest.
+func TestAlone(t *testing.T) {
+	checkLeaks(t)
+	b, db := newBroker(t)
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	waitUntilAlone := func(want bool) {
+		t.Helper()
+		deadline := time.Now().Add(30 * time.Second)
+		for fastpubsub.Alone(b) != want {
+			if time.Now().After(deadline) {
+				t.Fatalf("Alone is not %v", want)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	}
+	running(t, b)
+	waitUntilAlone(true)
+
+	conn, err := pgx.ConnectConfig(t.Context(), db.Pool.Config().ConnConfig.Copy())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	if _, err := conn.Exec(t.Context(), "LISTEN "+pgx.Identifier{"fastpubsub:" + db.Schema}.Sanitize()); err != nil {
+		t.Fatal(err)
+	}
+	publish(t, b, "t", numbered(0, 7)...)
+
+	other := otherProcess(t, db, fastpubsub.Config{})
+	running(t, other)
+	waitForListening(t, other, true)
+	waitUntilAlone(false)
+	msgs, err := other.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "other", Max: 10})
+	if err != nil || len(msgs) != 7 {
+		t.Fatalf("%d messages came, %v", len(msgs), err)
+	}
+	blindPoll(t, db)
+	got := waiting(t, other, "s")
+	fastpubsub.WaitForTopic(other, "s")
+	publish(t, b, "t", numbered(7, 2)...)
+	if msgs := got(); len(msgs) != 2 {
+		t.Errorf("%d messages came to the other one", len(msgs))
+	}
+	for {
+		notification, err := conn.WaitForNotification(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, line, _ := strings.Cut(notification.Payload, "\nt"); line != "" {
+			if line != "2 t" {
+				t.Errorf("the first that was said of messages is %q", notification.Payload)
+			}
+			break
+		}
 	}
 }
 

@@ -202,9 +202,9 @@ func (m *member) wait(ctx context.Context, wanted int, d time.Duration) (bool, e
 	s.queue = append(s.queue, me)
 	w.waiting++
 	if s.topic == "" {
-		w.lookSoon(s, 0)
+		w.plan(s, 0, w.quietPause())
 	} else {
-		w.lookSoon(s, lookInterval)
+		w.plan(s, w.longestPause(), w.quietPause())
 	}
 	if !w.polling {
 		w.polling = true
@@ -256,10 +256,30 @@ func (w *waits) tick() time.Duration {
 	return tickInterval
 }
 
-// lookSoon plans a look in d, if none is planned before that.
-func (w *waits) lookSoon(s *waitedFor, d time.Duration) {
+// longestPause is that between two looks at a subscription where nothing happens.
+func (w *waits) longestPause() time.Duration {
+	if w.listening {
+		return listeningLook
+	}
+	return lookInterval
+}
+
+// quietPause is that for a subscription of which is known that somebody waits, and no more. What happens later is heard of while
+// notifications arrive.
+func (w *waits) quietPause() time.Duration {
+	if w.listening {
+		return listeningLook
+	}
+	return tickInterval
+}
+
+// lookSoon plans a look in d, if none is planned before that. Something has happened, so the next ones follow soon.
+func (w *waits) lookSoon(s *waitedFor, d time.Duration) { w.plan(s, d, w.tick()) }
+
+// plan plans a look in d, if none is planned before that, and the pause from which those that follow go on.
+func (w *waits) plan(s *waitedFor, d, pause time.Duration) {
 	if at := time.Now().Add(max(d, 0)); s.lookAt.IsZero() || at.Before(s.lookAt) {
-		s.lookAt, s.pause = at, w.tick()
+		s.lookAt, s.pause = at, pause
 		if len(s.queue) > 0 {
 			w.nudge()
 		}
@@ -344,6 +364,17 @@ func (w *waits) setListening(listening bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.listening = listening
+	w.lookAtEach()
+}
+
+// lookAtAll looks at all subscriptions that somebody waits for, since something may have been missed.
+func (w *waits) lookAtAll() {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.lookAtEach()
+}
+
+func (w *waits) lookAtEach() {
 	w.tickAt = time.Time{}
 	for _, s := range w.subs {
 		w.lookSoon(s, 0)
@@ -463,9 +494,9 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 	defer w.mu.Unlock()
 	w.failed = false
 	now := time.Now()
-	longest, share := lookInterval, time.Duration(pollShare)
+	share := time.Duration(pollShare)
 	if w.listening {
-		longest, share = listeningLook, listeningShare
+		share = listeningShare
 	}
 	// A single subscription is looked at as soon as anything seems to be there; many are not to take the machine.
 	if took *= share; took > 10*soonest {
@@ -489,7 +520,7 @@ func (w *waits) looked(ids []string, looks []store.Look, wakes uint64, took time
 		isNew := s.topic != l.TopicID
 		w.move(s, l.TopicID)
 		s.filtered = l.Filtered
-		s.pause = min(2*max(s.pause, w.tick()), longest)
+		s.pause = min(2*max(s.pause, w.tick()), w.longestPause())
 		again := s.pause*3/4 + rand.N(s.pause/2)
 		switch {
 		case l.Ready && now.Before(s.notBefore):

@@ -25,3 +25,10 @@ func WaitForTopic(b *Broker, subscriptionID string) {
 		time.Sleep(time.Millisecond)
 	}
 }
+
+// Alone says whether a broker says nothing to others, because nobody else listens.
+func Alone(b *Broker) bool {
+	b.notifier.mu.Lock()
+	defer b.notifier.mu.Unlock()
+	return b.notifier.alone()
+}

@@ -18,6 +18,7 @@ import (
 type fakePoll struct {
 	mu       sync.Mutex
 	looks    int // calls
+	ids      int // subscriptions in them
 	ticks    int
 	base     int64
 	filtered bool
@@ -36,6 +37,7 @@ func (f *fakePoll) waits() *waits {
 		f.mu.Lock()
 		defer f.mu.Unlock()
 		f.looks++
+		f.ids += len(ids)
 		if f.err != nil {
 			return nil, f.err
 		}
@@ -247,6 +249,39 @@ func TestWaitsPollTogether(t *testing.T) {
 			}
 		})
 	}
+}
+
+// While notifications arrive and none comes, those who begin to wait, and who wait again, cost a look and then one now and then.
+func TestWaitsQuiet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := new(fakePoll)
+		w := f.waits()
+		w.setListening(true)
+		const subscriptions = 200
+		looked := func() int {
+			f.mu.Lock()
+			defer f.mu.Unlock()
+			return f.ids
+		}
+		var woken atomic.Int32
+		for i := range subscriptions {
+			defer start(t, w, "s"+strconv.Itoa(i), 1, 1, &woken)()
+		}
+		time.Sleep(10 * time.Second)
+		if n := looked(); n != subscriptions {
+			t.Errorf("%d looks at %d subscriptions in 10 seconds", n, subscriptions)
+		}
+		before := looked()
+		for range 60 { // and somebody comes and goes
+			for i := range subscriptions {
+				start(t, w, "s"+strconv.Itoa(i), 1, 1, &woken)()
+			}
+			time.Sleep(time.Second)
+		}
+		if n := looked() - before; n == 0 || n > 8*subscriptions {
+			t.Errorf("%d looks at %d subscriptions in a minute", n, subscriptions)
+		}
+	})
 }
 
 // What nobody tells is found: by the numbers of record batches, and when something becomes due.
