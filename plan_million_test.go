@@ -282,6 +282,7 @@ func (m *million) everything(t *testing.T, e *explained) error {
 		if id == "filtered" { // a lease goes from its first message to its last
 			n = m.messages
 		}
+		call(20*len(millionSubscriptions), `SELECT {schema}.expired()`)
 		call(n, `SELECT {schema}.sweep($1)`, id)
 	}
 	for _, slot := range []int{0, 1, 2, 3} {

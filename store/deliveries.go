@@ -115,19 +115,7 @@ func (s *Store) Sweep(ctx context.Context, db Batcher, subID string) (swept Swep
 	return swept, nil
 }
 
-// listExpired finds the subscriptions that have something to sweep. A lease that was looked at is behind swept_to.
-const listExpired = `
-SELECT s.id
-FROM {schema}.subscriptions s
-CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
-WHERE EXISTS (SELECT FROM {schema}.leases l WHERE l.sub = s.num AND l.deadline > '-infinity'
-                AND l.deadline > c.swept_to AND l.deadline <= (SELECT {schema}.clock()))
-   OR EXISTS (SELECT FROM {schema}.held_leases h WHERE h.sub = s.num)
-   OR EXISTS (SELECT FROM {schema}.deliveries d WHERE d.sub = s.num AND d.state = 'acked')
-   OR EXISTS (SELECT FROM {schema}.deliveries d
-              WHERE d.sub = s.num AND d.next_at <= (SELECT {schema}.clock())
-                AND d.state = 'leased')
-ORDER BY s.id`
+const listExpired = `SELECT sub_id FROM {schema}.expired() ORDER BY sub_id`
 
 // ListExpired returns the subscriptions that Sweep has something to do for.
 func (s *Store) ListExpired(ctx context.Context, db DBTX) ([]string, error) {

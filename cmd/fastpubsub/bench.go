@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/pprof"
+	"slices"
 	"time"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -24,7 +25,7 @@ type benchCommand struct {
 	HTTP          bool          `name:"http" help:"Measure the REST server, a process of its own, in place of the library: all workloads that begin with http."`
 	Growth        bool          `help:"Measure what a message costs while something grows: all workloads that begin with growth. Full sizes take a quarter of an hour with --rounds 1."`
 	GrowthScale   float64       `default:"1" help:"Share of the full sizes that workloads which begin with growth grow to."`
-	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,receive-failures,receive-steady,wake,waiting,idle,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,growth-backlog,growth-dead-letters,growth-topics,growth-subscriptions,growth-fanout,growth-payload,growth-connections,all" help:"What to measure: ${enum}."`
+	Workload      []string      `default:"all" enum:"publish,drain,sustained,fanout,filter,poll,nack,failures,expiry,metrics,spill,receive,receive-tx,receive-failures,receive-steady,wake,waiting,idle,http-publish,http-batch,http-consume,http-latency,http-memory,http-start,growth-backlog,growth-dead-letters,growth-topics,growth-subscriptions,growth-elsewhere,growth-fanout,growth-payload,growth-connections,all" help:"What to measure: ${enum}."`
 	Publishers    int           `default:"8" help:"Publishers at work at the same time."`
 	Consumers     int           `default:"4" help:"Consumers at work at the same time."`
 	Batch         int           `default:"100" help:"Messages published, or consumed and acked, by a call."`
@@ -46,6 +47,8 @@ type benchCommand struct {
 	SynchronousCommit string `default:"" enum:",on,off" help:"The sessions' synchronous_commit, on or off. Publishing raises off to local. Default: the server's."`
 	Compression       string `default:"" enum:",lz4,pglz" help:"Compression of the log's payloads, lz4 or pglz. Default: what the migration chose."`
 
+	Plots      string `type:"path" placeholder:"DIR" help:"Draw a curve of each workload that begins with growth into this folder, as SVG."`
+	Write      string `type:"path" placeholder:"FILE" help:"Put the figures of workloads that begin with growth into this Markdown file, between its two lines for them, and their plots into the folder beside it that has its name: docs/growth.md."`
 	JSON       bool   `name:"json" help:"Print one JSON document instead of tables."`
 	CPUProfile string `name:"cpu-profile" type:"path" placeholder:"FILE" help:"Write a CPU profile of this process, for go tool pprof."`
 }
@@ -66,6 +69,9 @@ func (c *benchCommand) Run(p *process) (err error) {
 		if err := bad.err(); err != nil {
 			return err
 		}
+	}
+	if (c.Plots != "" || c.Write != "") && !slices.ContainsFunc(config.Workloads, isGrowth) {
+		return errors.New("--plots and --write are for workloads that begin with growth: --growth measures all of them")
 	}
 	if c.CPUProfile != "" {
 		f, err := os.Create(c.CPUProfile)
@@ -97,6 +103,16 @@ func (c *benchCommand) Run(p *process) (err error) {
 	}
 	if err != nil {
 		return err
+	}
+	if c.Plots != "" {
+		if err := report.WriteGrowthPlots(c.Plots); err != nil {
+			return err
+		}
+	}
+	if c.Write != "" {
+		if err := report.WriteGrowth(c.Write); err != nil {
+			return err
+		}
 	}
 	if c.JSON {
 		encoder := json.NewEncoder(p.stdout)
@@ -146,6 +162,8 @@ func (c *benchCommand) config(p *process) bench.Config {
 	}
 	return config
 }
+
+func isGrowth(workload string) bool { return slices.Contains(bench.GrowthWorkloads, workload) }
 
 // subcommand is this program again, with a subcommand.
 func subcommand(name string) *exec.Cmd {

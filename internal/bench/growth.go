@@ -1,6 +1,7 @@
 package bench
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -18,8 +19,8 @@ import (
 
 // GrowthWorkloads are the names of what can be measured while one thing grows and all else stays as it is: does a message cost more
 // when there is more of it?
-var GrowthWorkloads = []string{"growth-backlog", "growth-dead-letters", "growth-topics", "growth-subscriptions", "growth-fanout",
-	"growth-payload", "growth-connections"}
+var GrowthWorkloads = []string{"growth-backlog", "growth-dead-letters", "growth-topics", "growth-subscriptions", "growth-elsewhere",
+	"growth-fanout", "growth-payload", "growth-connections"}
 
 // A growth is a series of sizes.
 type growth struct {
@@ -32,7 +33,7 @@ type growth struct {
 const (
 	growthPayloadBatch = 10 // a call of the largest payloads must fit into what one publish may carry
 	growthServerSide   = 20 // connections of PgBouncer to the server
-	subscriptionsEach  = 10 // of a topic in growth-subscriptions
+	subscriptionsEach  = 10 // of a topic in growth-subscriptions and growth-elsewhere
 )
 
 func (c *Config) growth(workload string) (growth, bool) {
@@ -54,6 +55,10 @@ func (c *Config) growth(workload string) (growth, bool) {
 	case "growth-subscriptions":
 		return growth{"subscriptions, ten a topic", []int{10, 300, 10_000}, with(func(p *growthPhase, size int) {
 			p.topics, p.subscriptions = max(size/subscriptionsEach, 1), subscriptionsEach
+		})}, true
+	case "growth-elsewhere":
+		return growth{"subscriptions, ten of them used", []int{10, 300, 10_000}, with(func(p *growthPhase, size int) {
+			p.topics, p.subscriptions, p.used = max(size/subscriptionsEach, 1), subscriptionsEach, 1
 		})}, true
 	case "growth-fanout":
 		return growth{"subscriptions of one topic", []int{1, 30, 1_000}, with(func(p *growthPhase, size int) { p.subscriptions = size })}, true
@@ -99,6 +104,7 @@ type growthPhase struct {
 	size          int
 	topics        int
 	subscriptions int // of each topic
+	used          int // topics that messages go through; 0 is all
 	backlog, dead int // messages of the first subscription
 	payload       int // bytes
 	batch         int
@@ -215,6 +221,12 @@ func (p *growthPhase) bury(ctx context.Context, e *env, published int) error {
 	return nil
 }
 
+// Names of what measureOnce takes the time of.
+const (
+	onceMetrics     = "metrics of a subscription"
+	onceMaintenance = "a pass of maintenance"
+)
+
 // measureOnce takes the time of what is not done for each message.
 func (p *growthPhase) measureOnce(ctx context.Context, e *env) error {
 	p.metrics = nil
@@ -222,11 +234,11 @@ func (p *growthPhase) measureOnce(ctx context.Context, e *env) error {
 		name string
 		do   func() error
 	}{
-		{"metrics of a subscription", func() error {
+		{onceMetrics, func() error {
 			_, err := e.broker.Metrics(ctx, growthSubscription(0, 0))
 			return err
 		}},
-		{"a pass of maintenance", func() error {
+		{onceMaintenance, func() error {
 			_, err := e.broker.CleanupStuck(ctx)
 			if err == nil {
 				_, err = e.broker.CleanupAcked(ctx, time.Hour)
@@ -336,7 +348,7 @@ func (p *growthPhase) run(ctx context.Context, e *env) (tally, error) {
 // cycle takes and acks a batch from the subscription whose turn it is. The first of a topic publishes before that: for each
 // subscription as many messages come as are taken.
 func (p *growthPhase) cycle(ctx context.Context, w *growthWorker) error {
-	turn := int(p.turn.Add(1)-1) % (p.topics * p.subscriptions)
+	turn := int(p.turn.Add(1)-1) % (cmp.Or(p.used, p.topics) * p.subscriptions)
 	topic, sub := turn/p.subscriptions, growthSubscription(turn/p.subscriptions, turn%p.subscriptions)
 	if turn%p.subscriptions == 0 {
 		msgs := w.supply.take(0, p.batch, 0, 0)

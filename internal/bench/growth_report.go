@@ -1,6 +1,9 @@
 package bench
 
-import "fmt"
+import (
+	"fmt"
+	"slices"
+)
 
 // A Growth is what a message costs while something grows.
 type Growth struct {
@@ -19,6 +22,9 @@ type GrowthPoint struct {
 	Messages  float64  `json:"messages_per_second"`
 	ServerCPU *float64 `json:"server_cpu_seconds_a_message,omitempty"`
 	P99       float64  `json:"call_p99_seconds"`
+	// What is not done for each message, in seconds.
+	Metrics     float64 `json:"metrics_seconds"`
+	Maintenance float64 `json:"maintenance_seconds"`
 }
 
 // flatUpTo is how much more the largest size may cost than the smallest to be called flat.
@@ -34,7 +40,8 @@ func (r *Report) fillGrowth(plan []planned, samples map[string][]sample) {
 				continue
 			}
 			mine := samples[p.title()]
-			point := GrowthPoint{Size: p.size, Messages: median(values(messagesPerSecond, mine)), P99: median(values("call p99", mine))}
+			point := GrowthPoint{Size: p.size, Messages: median(values(messagesPerSecond, mine)), P99: median(values("call p99", mine)),
+				Metrics: median(values(onceMetrics, mine)), Maintenance: median(values(onceMaintenance, mine))}
 			if cpu := values("server CPU a message", mine); len(cpu) > 0 {
 				point.ServerCPU = ptr(median(cpu))
 			}
@@ -50,14 +57,7 @@ func (r *Report) fillGrowth(plan []planned, samples map[string][]sample) {
 }
 
 func (g *Growth) judge() {
-	first, last := g.Points[0], g.Points[len(g.Points)-1]
-	g.Ratio = divide(first.Messages, last.Messages)
-	if first.ServerCPU != nil && last.ServerCPU != nil && *first.ServerCPU > 0 {
-		g.Ratio = *last.ServerCPU / *first.ServerCPU
-	}
-	if g.perByte() {
-		g.Ratio *= divide(float64(first.Size), float64(last.Size))
-	}
+	g.Ratio = g.relative(len(g.Points) - 1)
 	switch {
 	case g.Ratio > flatUpTo:
 		g.Verdict = "grows"
@@ -66,6 +66,24 @@ func (g *Growth) judge() {
 	default:
 		g.Verdict = "flat"
 	}
+}
+
+// relative is what a message costs at a point, or a byte of it, where 1 is what it costs at the first.
+func (g *Growth) relative(i int) float64 {
+	first, p := g.Points[0], g.Points[i]
+	cost := divide(first.Messages, p.Messages)
+	if g.hasCPU() {
+		cost = divide(*p.ServerCPU, *first.ServerCPU)
+	}
+	if g.perByte() {
+		cost *= divide(float64(first.Size), float64(p.Size))
+	}
+	return cost
+}
+
+// hasCPU says whether the cost is server CPU.
+func (g *Growth) hasCPU() bool {
+	return !slices.ContainsFunc(g.Points, func(p GrowthPoint) bool { return p.ServerCPU == nil }) && *g.Points[0].ServerCPU > 0
 }
 
 func (g *Growth) perByte() bool { return g.Workload == "growth-payload" }
