@@ -205,8 +205,9 @@ type Metrics struct {
 }
 
 // Metrics returns the counts of a subscription. It takes longer the more is waiting, some 0.2 µs for each record batch, and
-// a filter costs 1 µs a message, up to the limit of [Metrics].Estimated. It returns ErrNotFound if there is no such
-// subscription.
+// a filter costs 1 µs a message, up to the limit of [Metrics].Estimated. Rows of their own are counted one by one, since all
+// counts are exact and of one moment: messages that failed, were extended or moved out of the log, and dead letters, some 0.3 µs
+// each: 0.3 seconds for a million. It holds nobody up meanwhile. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) Metrics(ctx context.Context, subscriptionID string) (Metrics, error) {
 	if !idPattern.MatchString(subscriptionID) {
 		return Metrics{}, fmt.Errorf("metrics of %q: %w", subscriptionID, ErrNotFound)
