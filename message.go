@@ -534,7 +534,7 @@ func (m *Message) decodeAttributes(text *string) error {
 //
 // It returns ErrNotFound if there is no such subscription and an InvalidError for too many ids.
 func (b *Broker) Ack(ctx context.Context, subscriptionID string, ids []ID) (int, error) {
-	return b.ack(ctx, b.pool, subscriptionID, ids)
+	return b.ack(ctx, b.pool, subscriptionID, ids, b.store.Ack)
 }
 
 // AckTx is Ack in the caller's transaction, of any isolation level: the messages are acked when it commits, and stay with
@@ -545,11 +545,12 @@ func (b *Broker) Ack(ctx context.Context, subscriptionID string, ids []ID) (int,
 // Consumers do not. Under REPEATABLE READ and SERIALIZABLE they fail then with a serialization error (SQLSTATE 40001), as
 // updates do. A transaction with several calls for the same subscription can deadlock with another such, as with updates.
 func (b *Broker) AckTx(ctx context.Context, tx pgx.Tx, subscriptionID string, ids []ID) (int, error) {
-	return b.ack(ctx, tx, subscriptionID, ids)
+	return b.ack(ctx, tx, subscriptionID, ids, b.store.AckTx)
 }
 
-func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, ids []ID) (int, error) {
-	return b.change(ctx, db, Operation{Kind: OpAck, SubscriptionID: subscriptionID}, deliveriesOf(ids), b.store.Ack)
+func (b *Broker) ack(ctx context.Context, db store.DBTX, subscriptionID string, ids []ID,
+	run func(context.Context, store.DBTX, string, []store.Range) (int, error)) (int, error) {
+	return b.change(ctx, db, Operation{Kind: OpAck, SubscriptionID: subscriptionID}, deliveriesOf(ids), run)
 }
 
 // NackOptions say what becomes of messages that failed. The zero NackOptions wait for the subscription's backoff.

@@ -59,6 +59,14 @@ func TestPlans(t *testing.T) {
 				explain("ack again", `SELECT {schema}.ack('s', ARRAY[$1::bigint], ARRAY[$2::bigint], ARRAY[$2 + 1])`, xid, seq)
 
 				publish(t, b, "t", msg)
+				consume(t, b, "s", 1)
+				if err := conn.QueryRow(t.Context(), db.SQL(`SELECT last_xid, last_seq FROM {schema}.leases ORDER BY first_xid DESC, first_seq DESC LIMIT 1`)).Scan(&xid, &seq); err != nil {
+					t.Fatal(err)
+				}
+				explain("ack of one", `SELECT {schema}.ack_one('s', $1, $2)`, xid, seq)
+				explain("ack of one again", `SELECT {schema}.ack_one('s', $1, $2)`, xid, seq)
+
+				publish(t, b, "t", msg)
 				id := consume(t, b, "s", 1)[0].ID
 				if err := conn.QueryRow(t.Context(), db.SQL(`SELECT last_xid, last_seq FROM {schema}.leases ORDER BY first_xid DESC, first_seq DESC LIMIT 1`)).Scan(&xid, &seq); err != nil {
 					t.Fatal(err)

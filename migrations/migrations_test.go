@@ -311,6 +311,7 @@ func TestTheSearchPathIsNotTrusted(t *testing.T) {
 		connect(t, db.Pool.Config().ConnConfig).Exec(context.Background(), "DROP SCHEMA "+evil+" CASCADE")
 	})
 	exec(`CREATE FUNCTION {evil}.trap(int8multirange, int8range) RETURNS int8multirange LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$`)
+	exec(`CREATE FUNCTION {evil}.isempty(int8multirange) RETURNS boolean LANGUAGE plpgsql AS $$ BEGIN RAISE EXCEPTION 'trapped'; END $$`)
 	exec(`CREATE AGGREGATE {evil}.range_agg(int8range) (SFUNC = {evil}.trap, STYPE = int8multirange, INITCOND = '{}')`)
 	tx, err := db.Pool.Begin(t.Context())
 	if err != nil {
@@ -326,6 +327,7 @@ func TestTheSearchPathIsNotTrusted(t *testing.T) {
 		`SET search_path = {evil}, pg_catalog`,
 		`SELECT {schema}.claim('s', 'test', 10, NULL, false)`,
 		`SELECT * FROM {schema}.claimed()`,
+		`SELECT {schema}.ack_one('s', first_xid, first_seq) FROM {schema}.leases`,
 		`SELECT {schema}.ack('s', array_agg(first_xid), array_agg(first_seq), array_agg(last_seq + 1)) FROM {schema}.leases`,
 		`RESET search_path`,
 	} {

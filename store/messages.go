@@ -107,7 +107,10 @@ func (s *Store) Claim(ctx context.Context, db Batcher, c Claim) (batches []Claim
 	return batches, left, nil
 }
 
-const ack = `SELECT {schema}.ack($1, $2, $3, $4)`
+const (
+	ack    = `SELECT {schema}.ack($1, $2, $3, $4)`
+	ackOne = `SELECT {schema}.ack_one($1, $2, $3)`
+)
 
 // Ack acks messages, which ascend by (Xid, Lo), and returns how many of them this call acked. It returns ErrNotFound if
 // there is no such subscription.
@@ -116,12 +119,27 @@ func (s *Store) Ack(ctx context.Context, db DBTX, subID string, ranges []Range) 
 	return counted(db.QueryRow(ctx, s.ack, subID, xids, los, his))
 }
 
-// BeginAck begins a transaction with an ack, in one round trip. The caller has to end tx, also if there is an error.
-func (s *Store) BeginAck(ctx context.Context, db Batcher, subID string, ranges []Range) (tx pgx.Tx, acked int, err error) {
+// AckTx is Ack for a transaction that goes on: a message alone is looked for in a lease of its own first, which is cheaper if
+// it has one.
+func (s *Store) AckTx(ctx context.Context, db DBTX, subID string, ranges []Range) (int, error) {
+	sql, args := s.ackInTx(subID, ranges)
+	return counted(db.QueryRow(ctx, sql, args...))
+}
+
+func (s *Store) ackInTx(subID string, ranges []Range) (sql string, args []any) {
+	if len(ranges) == 1 && ranges[0].Hi == ranges[0].Lo+1 {
+		return s.ackOne, []any{subID, ranges[0].Xid, ranges[0].Lo}
+	}
 	xids, los, his := split(ranges)
+	return s.ack, []any{subID, xids, los, his}
+}
+
+// BeginAck begins a transaction with AckTx, in one round trip. The caller has to end tx, also if there is an error.
+func (s *Store) BeginAck(ctx context.Context, db Batcher, subID string, ranges []Range) (tx pgx.Tx, acked int, err error) {
+	sql, args := s.ackInTx(subID, ranges)
 	var b pgx.Batch
 	b.BeginTx(pgx.TxOptions{})
-	b.Queue(s.ack, subID, xids, los, his).QueryRow(func(row pgx.Row) error {
+	b.Queue(sql, args...).QueryRow(func(row pgx.Row) error {
 		acked, err = counted(row)
 		return err
 	})

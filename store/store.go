@@ -54,7 +54,7 @@ type Store struct {
 
 	createTopic, getTopic, listTopics, deleteTopic                             string
 	createSubscription, getSubscription, listSubscriptions, deleteSubscription string
-	publish, claim, claimed, ack, nack, extend                                 string
+	publish, claim, claimed, ack, ackOne, nack, extend                         string
 	metrics, listDeadLetters, reprocess, purge                                 string
 	sweep, listExpired, removeOrphans                                          string
 	listSlots, rotate, truncateSlot, messageSlotNeeds, leaseSlotNeeds          string
@@ -88,6 +88,7 @@ func New(schema string) *Store {
 		claim:              fill(claim),
 		claimed:            fill(claimed),
 		ack:                fill(ack),
+		ackOne:             fill(ackOne),
 		nack:               fill(nack),
 		extend:             fill(extend),
 		metrics:            fill(metrics),

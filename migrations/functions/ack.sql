@@ -2,7 +2,7 @@
 -- how many messages this call acked: each is acked once, by one call, which makes it a fence inside the caller's
 -- transaction. NULL means that there is no such subscription; messages that are not leased are ignored, but for those whose
 -- lease has run out: somebody has done the work. It goes by the id, whoever has the message now. (Of a made-up position only
--- seq counts if it falls into a lease; ids that were handed out have the right pair.)
+-- seq counts if it falls into a lease; ids that were handed out have the right pair.) See ack_one, too.
 --
 -- Messages come as stretches: those of transaction xids[i] with los[i] <= seq < his[i], ascending by (xid, lo).
 --
@@ -36,15 +36,6 @@ BEGIN
     FROM {schema}.subscriptions s, {schema}.lease_slot q WHERE s.id = sub_id;
     IF NOT FOUND THEN
         RETURN NULL;
-    END IF;
-    -- A message that has a lease row of its own, as those that are acked inside transactions mostly have, needs no search.
-    IF cardinality(los) = 1 AND his[1] = los[1] + 1 THEN
-        UPDATE {schema}.leases l SET remaining = '{}', acked = l.acked + 1
-        WHERE l.sub = sub_num AND l.slot = current_slot AND l.kind = 0 AND l.first_xid = xids[1] AND l.first_seq = los[1]
-          AND l.last_xid = xids[1] AND l.last_seq = los[1] AND NOT isempty(l.remaining);
-        IF FOUND THEN
-            RETURN 1;
-        END IF;
     END IF;
     keys := {schema}.find_leases(sub_num, current_slot, xids, los, his);
     IF cardinality(los) = 1 THEN
