@@ -2,11 +2,9 @@
 -- search, and no other lease is waited for. What is not found in such a row is left to ack, and so is all that ack says: the
 -- result is the same for every message.
 --
--- Each partition has a statement of its own, since opening all partitions takes as long as the rest of a statement. Only
--- what these statements need is set, for the same reason: all but one column of the condition are the primary key, which
--- leaves nothing to sort or to combine, but an empty partition that somebody has vacuumed looks best read as a whole. The function
--- that reads the sequence needs no plan; as a table it could only be read by a scan that enable_seqscan makes seem so dear that
--- it is compiled, which takes a tenth of a second.
+-- Each partition has a statement of its own: an UPDATE of the whole table opens all of them. Only what these statements need is
+-- set, since each setting costs, too: the condition has the whole primary key, which leaves nothing to sort or to combine, but
+-- an empty partition that somebody has vacuumed looks best read as a whole. The function that reads the sequence needs no plan.
 CREATE OR REPLACE FUNCTION {schema}.ack_one(sub_id text, xid bigint, seq bigint) RETURNS bigint
 LANGUAGE plpgsql
 SET search_path = pg_catalog, pg_temp
