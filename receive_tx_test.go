@@ -251,7 +251,7 @@ func pointOf(sql string) string {
 	switch {
 	case strings.EqualFold(sql, "begin"):
 		return "begin"
-	case strings.Contains(sql, ".ack("):
+	case strings.Contains(sql, ".ack("), strings.Contains(sql, ".ack_one("):
 		return "ack"
 	case strings.Contains(sql, ".claim("):
 		return "claim"
