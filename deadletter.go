@@ -23,7 +23,7 @@ func (b *Broker) DeadLetters(ctx context.Context, subscriptionID string, options
 	if err := options.check(); err != nil {
 		return nil, fmt.Errorf("list dead letters of %q: %w", subscriptionID, err)
 	}
-	if !idPattern.MatchString(subscriptionID) {
+	if !matchesIDPattern(subscriptionID) {
 		return nil, fmt.Errorf("list dead letters of %q: %w", subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {

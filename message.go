@@ -188,7 +188,7 @@ func (b *Broker) publishWith(ctx context.Context, db store.DBTX, topicID string,
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
 	}
-	if !idPattern.MatchString(topicID) {
+	if !matchesIDPattern(topicID) {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
@@ -393,7 +393,7 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 	if err != nil {
 		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
 	}
-	if !idPattern.MatchString(subscriptionID) {
+	if !matchesIDPattern(subscriptionID) {
 		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, ErrNotFound)
 	}
 	claim.SubscriptionID = subscriptionID
@@ -681,7 +681,7 @@ func (b *Broker) change(ctx context.Context, db store.DBTX, what Operation, deli
 	if err := p.err(); err != nil {
 		return 0, failed(err)
 	}
-	if !idPattern.MatchString(what.SubscriptionID) {
+	if !matchesIDPattern(what.SubscriptionID) {
 		return 0, failed(ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {

@@ -135,7 +135,7 @@ func subscriptionFromRow(row store.Subscription) (Subscription, error) {
 
 // GetSubscription returns ErrNotFound if there is no such subscription.
 func (b *Broker) GetSubscription(ctx context.Context, id string) (Subscription, error) {
-	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+	if !matchesIDPattern(id) { // Postgres would refuse some as text
 		return Subscription{}, fmt.Errorf("get subscription %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -173,7 +173,7 @@ func (b *Broker) ListSubscriptions(ctx context.Context, options ListOptions) ([]
 // DeleteSubscription deletes a subscription and all that it has not delivered. It waits for nobody; acks of what was
 // delivered count nothing afterwards. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) DeleteSubscription(ctx context.Context, id string) error {
-	if !idPattern.MatchString(id) { // Postgres would refuse some as text
+	if !matchesIDPattern(id) { // Postgres would refuse some as text
 		return fmt.Errorf("delete subscription %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -209,7 +209,7 @@ type Metrics struct {
 // counts are exact and of one moment: messages that failed, were extended or moved out of the log, and dead letters, some 0.3 µs
 // each: 0.3 seconds for a million. It holds nobody up meanwhile. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) Metrics(ctx context.Context, subscriptionID string) (Metrics, error) {
-	if !idPattern.MatchString(subscriptionID) {
+	if !matchesIDPattern(subscriptionID) {
 		return Metrics{}, fmt.Errorf("metrics of %q: %w", subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {

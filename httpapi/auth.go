@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/google/uuid"
-	"github.com/julienschmidt/httprouter"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -52,7 +51,7 @@ func (a *API) authorize(w http.ResponseWriter, r *http.Request, rt route) error 
 	}
 	info.caller = caller
 	needed := rt.scope
-	if id := httprouter.ParamsFromContext(r.Context()).ByName("id"); id != "" {
+	if id := infoOf(r).params.ByName("id"); id != "" {
 		if u, err := parseUUID(id); err == nil && rt.resource == "client" {
 			id = u.String() // as scopes have it
 		}

@@ -12,13 +12,13 @@ import (
 	"github.com/fastpubsub/fastpubsub/httpapi"
 )
 
-// The benchmarks measure what the API adds to a broker: 100 messages of 200 bytes in a request, no network.
+// The benchmarks measure what the API adds to a broker: 100 messages of 200 bytes in a request, or 1; no network.
 const (
 	benchMessages = 100
 	benchPayload  = `{"event":"order.created","order_id":"550e8400-e29b-41d4-a716-446655440000","customer":"customer@example.com","total":99.99,"items":[{"sku":"a-1","n":1},{"sku":"b-2","n":2}],"country":"BR","status":"completed"}`
 )
 
-func benchmark(b *testing.B, broker *broker, method, target, body string, status int) {
+func benchmark(b *testing.B, broker *broker, method, target, body string, status, messages int) {
 	api := httpapi.New(broker, httpapi.Config{Logger: silent})
 	b.ReportAllocs()
 	for b.Loop() {
@@ -31,12 +31,12 @@ func benchmark(b *testing.B, broker *broker, method, target, body string, status
 		}
 		io.Copy(io.Discard, r.Body)
 	}
-	b.ReportMetric(float64(b.N)*benchMessages/b.Elapsed().Seconds(), "msgs/s")
+	b.ReportMetric(float64(b.N*messages)/b.Elapsed().Seconds(), "msgs/s")
 }
 
 func BenchmarkPublish(b *testing.B) {
 	body := "[" + strings.Repeat(benchPayload+",", benchMessages-1) + benchPayload + "]"
-	benchmark(b, working(), "POST", "/topics/t/messages", body, 204)
+	benchmark(b, working(), "POST", "/topics/t/messages", body, 204, benchMessages)
 }
 
 func BenchmarkConsume(b *testing.B) {
@@ -48,10 +48,14 @@ func BenchmarkConsume(b *testing.B) {
 	fake.consume = func(context.Context, string, fastpubsub.ConsumeOptions) ([]fastpubsub.Message, error) {
 		return msgs, nil
 	}
-	benchmark(b, fake, "GET", "/subscriptions/s/messages?consumer_id=w&batch_size=100", "", 200)
+	benchmark(b, fake, "GET", "/subscriptions/s/messages?consumer_id=w&batch_size=100", "", 200, benchMessages)
 }
 
 func BenchmarkAck(b *testing.B) {
 	body := "[" + strings.Repeat(anID+",", benchMessages-1) + anID + "]"
-	benchmark(b, working(), "POST", "/subscriptions/s/acks", body, 204)
+	benchmark(b, working(), "POST", "/subscriptions/s/acks", body, 204, benchMessages)
+}
+
+func BenchmarkPublishOne(b *testing.B) {
+	benchmark(b, working(), "POST", "/topics/t/messages", "["+benchPayload+"]", 204, 1)
 }

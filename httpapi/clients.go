@@ -8,7 +8,6 @@ import (
 	"unicode/utf8"
 
 	"github.com/google/uuid"
-	"github.com/julienschmidt/httprouter"
 
 	"github.com/fastpubsub/fastpubsub"
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
@@ -151,7 +150,7 @@ func (f *bodyFields) uuid(name string) uuid.UUID {
 
 // pathUUID returns the id in the path of a client.
 func pathUUID(r *http.Request) (uuid.UUID, error) {
-	id, err := parseUUID(httprouter.ParamsFromContext(r.Context()).ByName("id"))
+	id, err := parseUUID(infoOf(r).params.ByName("id"))
 	if err != nil {
 		return id, problems{{"uuid_parsing", []any{"path", "id"}, "must be a UUID"}}
 	}

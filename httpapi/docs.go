@@ -16,7 +16,6 @@ import (
 	"strings"
 	"sync"
 
-	"github.com/julienschmidt/httprouter"
 	swaggerui "github.com/swaggest/swgui/v5/static"
 )
 
@@ -152,7 +151,7 @@ func (a *API) redoc(w http.ResponseWriter, r *http.Request) error {
 }
 
 func (a *API) docsFile(w http.ResponseWriter, r *http.Request) error {
-	file, ok := loadDocs().files[httprouter.ParamsFromContext(r.Context()).ByName("file")]
+	file, ok := loadDocs().files[infoOf(r).params.ByName("file")]
 	if !ok {
 		return &statusError{http.StatusNotFound, "Not Found"}
 	}

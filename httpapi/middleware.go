@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/google/uuid"
+	"github.com/julienschmidt/httprouter"
 
 	"github.com/fastpubsub/fastpubsub"
 )
@@ -20,9 +21,11 @@ func (a *API) chain(h http.Handler) http.Handler {
 
 // A requestInfo is what is known about a request besides what the client sent.
 type requestInfo struct {
-	id    string
-	route string // its pattern; empty if there is none for the path
-	err   error  // the cause of an answer above 499, or of a refused token
+	id     string
+	route  string            // its pattern; empty if there is none for the path
+	path   string            // the pattern as metrics and the documentation have it
+	params httprouter.Params // of the path
+	err    error             // the cause of an answer above 499, or of a refused token
 
 	caller fastpubsub.Caller // by its token; without a ClientID, one who may do everything where no token is needed
 }
@@ -45,7 +48,7 @@ func (a *API) requestID(next http.Handler) http.Handler {
 			// It may have had a Content-Length too, by which a proxy sees another request in what comes next.
 			w.Header().Set("Connection", "close")
 		}
-		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), infoKey{}, &requestInfo{id: id})))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), infoKey{}, &requestInfo{id: id, path: otherLabel})))
 	})
 }
 
@@ -71,7 +74,7 @@ func (a *API) log(next http.Handler) http.Handler {
 		defer func() {
 			took := time.Since(start)
 			info := infoOf(r)
-			a.requests.observe(r.Method, info.route, answer.status, took)
+			a.requests.observe(r.Method, info.path, answer.status, took)
 			level := slog.LevelDebug
 			switch {
 			case answer.status == http.StatusInternalServerError:

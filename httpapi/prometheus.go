@@ -75,14 +75,13 @@ func newRequestMetrics(registerer prometheus.Registerer) *requestMetrics {
 }
 
 // observe counts an answer.
-func (m *requestMetrics) observe(method, pattern string, status int, took time.Duration) {
+func (m *requestMetrics) observe(method, path string, status int, took time.Duration) {
 	if status == 0 {
 		status = http.StatusOK // what net/http sends for a handler that wrote nothing
 	}
 	if !slices.Contains(knownMethods, method) {
 		method = otherLabel
 	}
-	path := pathLabel(pattern)
 	m.total.WithLabelValues(method, path, strconv.Itoa(status)).Inc()
 	m.duration.WithLabelValues(method, path).Observe(took.Seconds())
 }
@@ -91,9 +90,6 @@ var knownMethods = []string{http.MethodGet, http.MethodHead, http.MethodPost, ht
 
 // pathLabel is a route's pattern as the documentation writes it: /topics/{id}.
 func pathLabel(pattern string) string {
-	if pattern == "" {
-		return otherLabel
-	}
 	parts := strings.Split(pattern, "/")
 	for i, part := range parts {
 		if name, ok := strings.CutPrefix(part, ":"); ok {

@@ -73,9 +73,9 @@ func (a *API) router() http.Handler {
 		w.WriteHeader(http.StatusNoContent)
 	})
 	for _, rt := range a.routes() {
-		router.Handler(rt.method, rt.pattern, a.serve(rt))
+		router.Handle(rt.method, rt.pattern, a.serve(rt))
 		if rt.method == http.MethodGet && rt.pattern != consumePattern {
-			router.Handler(http.MethodHead, rt.pattern, a.serve(rt))
+			router.Handle(http.MethodHead, rt.pattern, a.serve(rt))
 		}
 	}
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -89,10 +89,11 @@ func (a *API) router() http.Handler {
 }
 
 // serve runs a route's handler, for who may call it, and answers with its error, if it returns one.
-func (a *API) serve(rt route) http.Handler {
+func (a *API) serve(rt route) httprouter.Handle {
 	path := pathLabel(rt.pattern)
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		infoOf(r).route = rt.pattern
+	return func(w http.ResponseWriter, r *http.Request, params httprouter.Params) {
+		info := infoOf(r)
+		info.route, info.path, info.params = rt.pattern, path, params
 		ctx, cancel := context.WithTimeout(r.Context(), requestTimeout)
 		defer cancel()
 		r = r.WithContext(ctx)
@@ -106,13 +107,13 @@ func (a *API) serve(rt route) http.Handler {
 		if err != nil {
 			a.fail(w, r, rt, err)
 		}
-	})
+	}
 }
 
 // pathID returns the id in the path. One that cannot exist is not found without asking for it, since the database takes
 // no text that is not UTF-8.
 func pathID(r *http.Request) (string, error) {
-	id := httprouter.ParamsFromContext(r.Context()).ByName("id")
+	id := infoOf(r).params.ByName("id")
 	if kind, _ := checkID(id); kind != "" {
 		return "", errNoSuchID
 	}
