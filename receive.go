@@ -371,8 +371,8 @@ func (r *receiver) run(ctx context.Context) error {
 
 // fetch takes messages until ctx ends.
 func (r *receiver) fetch(ctx, claims context.Context) error {
-	take, leave := r.from.join(r.id)
-	defer leave()
+	taker := r.from.join(r.id)
+	defer taker.leave()
 	retry := retryFrom
 	for ctx.Err() == nil {
 		options := r.consume
@@ -383,7 +383,7 @@ func (r *receiver) fetch(ctx, claims context.Context) error {
 			}
 			continue
 		}
-		msgs, since, err := take(ctx, claims, options)
+		msgs, since, err := taker.take(ctx, claims, options)
 		switch {
 		case errors.Is(err, ErrBusy):
 			_ = sleep(ctx, busyPause/2+rand.N(busyPause))
@@ -394,7 +394,7 @@ func (r *receiver) fetch(ctx, claims context.Context) error {
 			if ctx.Err() == nil {
 				r.warn("messages could not be taken", err)
 			}
-			_ = sleep(ctx, retry/2+rand.N(retry))
+			taker.rest(ctx, retry/2+rand.N(retry))
 			retry = min(2*retry, retryUpTo)
 			continue
 		}

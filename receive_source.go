@@ -27,16 +27,21 @@ type supply interface {
 	Source
 	defaultLogger() *slog.Logger
 	seenBy() hooks
-	// join returns what takes messages, until leave is called.
-	join(subscriptionID string) (_ take, leave func())
+	join(subscriptionID string) taker
 	// nackAll nacks all, or returns an error and leaves in nacks what has to be tried again.
 	nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error
 }
 
-// take takes messages, or waits until there may be some, or ctx ends. It returns the time from which the ack deadline counts, at
-// the earliest. claims is for calls that are not to be cancelled as long as it can be helped: what they took would be lost to
-// the others until its ack deadline.
-type take func(ctx, claims context.Context, options ConsumeOptions) (msgs []Message, since time.Time, err error)
+// A taker takes messages for one receiver, until it leaves.
+type taker interface {
+	// take takes messages, or waits until there may be some, or ctx ends. It returns the time from which the ack deadline counts, at
+	// the earliest. claims is for calls that are not to be cancelled as long as it can be helped: what they took would be lost to
+	// the others until its ack deadline.
+	take(ctx, claims context.Context, options ConsumeOptions) (msgs []Message, since time.Time, err error)
+	// rest waits after an error, for d at most, and less if there are signs that the database is there again.
+	rest(ctx context.Context, d time.Duration)
+	leave()
+}
 
 func supplyOf(source Source) supply {
 	if b, ok := source.(*Broker); ok {
@@ -55,39 +60,54 @@ func (s brokerSupply) seenBy() hooks { return s.hooks }
 // published meanwhile costs it as much as one message; but for breath at most.
 const breath = 5 * time.Millisecond
 
-func (s brokerSupply) join(subscriptionID string) (take, func()) {
-	m := s.waits.join(subscriptionID)
-	var wait time.Duration // before the next claim, for something to be there
-	var notBefore time.Time
-	return func(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
-		claim, err := options.check()
-		if err != nil {
-			return nil, time.Time{}, err
-		}
-		if wait > 0 {
-			_, _ = m.wait(ctx, claim.Max, wait)
-			_ = sleep(ctx, time.Until(notBefore))
-			wait = 0
-			return nil, time.Time{}, nil // meanwhile more may be wanted, or nothing
-		}
-		claim.SubscriptionID = subscriptionID
-		began := time.Now()
-		msgs, left, err := s.claim(claims, claim)
-		if err != nil || left == store.LeftMore {
-			return nil, began, err
-		}
-		m.claimed(len(msgs), claim.Max)
-		switch {
-		case len(msgs) == 0 || left == store.LeftNothing:
-			wait = time.Hour
-		case len(msgs) < claim.Max/2: // what was published behind an open transaction is taken by the next call
-			wait = breath
-		}
-		if len(msgs) > 0 {
-			notBefore = time.Now().Add(min(time.Since(began), breath))
-		}
-		return msgs, began, nil
-	}, m.leave
+func (s brokerSupply) join(subscriptionID string) taker {
+	return &brokerTaker{broker: s.Broker, id: subscriptionID, member: s.waits.join(subscriptionID)}
+}
+
+type brokerTaker struct {
+	broker *Broker
+	id     string // of the subscription
+	*member
+
+	pause     time.Duration // before the next claim, for something to be there
+	notBefore time.Time     // the next claim
+}
+
+func (t *brokerTaker) take(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
+	claim, err := options.check()
+	if err != nil {
+		return nil, time.Time{}, err
+	}
+	if t.pause > 0 {
+		_, _ = t.wait(ctx, claim.Max, t.pause)
+		_ = sleep(ctx, time.Until(t.notBefore))
+		t.pause = 0
+		return nil, time.Time{}, nil // meanwhile more may be wanted, or nothing
+	}
+	claim.SubscriptionID = t.id
+	began := time.Now()
+	msgs, left, err := t.broker.claim(claims, claim)
+	if err != nil || left == store.LeftMore {
+		return nil, began, err
+	}
+	t.claimed(len(msgs), claim.Max)
+	switch {
+	case len(msgs) == 0 || left == store.LeftNothing:
+		t.pause = time.Hour
+	case len(msgs) < claim.Max/2: // what was published behind an open transaction is taken by the next call
+		t.pause = breath
+	}
+	if len(msgs) > 0 {
+		t.notBefore = time.Now().Add(min(time.Since(began), breath))
+	}
+	return msgs, began, nil
+}
+
+// rest ends early when somebody here has published, but not too often: who can publish need not be able to consume.
+func (t *brokerTaker) rest(ctx context.Context, d time.Duration) {
+	if sleep(ctx, d/8) == nil {
+		_, _ = t.wait(ctx, 1, d-d/8)
+	}
 }
 
 // nackAll nacks all kinds in one transaction. Each is an operation.
@@ -134,23 +154,32 @@ func (sourceSupply) seenBy() hooks { return hooks{} } // it has its own, if any
 // in it the messages were taken.
 const longestSourceWait = 20 * time.Second
 
-func (s sourceSupply) join(subscriptionID string) (take, func()) {
-	little := false
-	return func(ctx, _ context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
-		if little {
-			wait := min(options.AckDeadline/4, longestSourceWait)
-			if options.Wait = wait.Truncate(time.Second); options.Wait == 0 {
-				if err := sleep(ctx, wait); err != nil {
-					return nil, time.Time{}, err
-				}
-			}
-		}
-		began := time.Now()
-		msgs, err := s.Consume(ctx, subscriptionID, options)
-		little = err == nil && len(msgs) < (options.Max+1)/2
-		return msgs, began, err
-	}, func() {}
+func (s sourceSupply) join(subscriptionID string) taker {
+	return &sourceTaker{Source: s.Source, id: subscriptionID}
 }
+
+type sourceTaker struct {
+	Source
+	id     string // of the subscription
+	little bool   // was there, the last time
+}
+
+func (t *sourceTaker) take(ctx, _ context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
+	if t.little {
+		wait := min(options.AckDeadline/4, longestSourceWait)
+		if options.Wait = wait.Truncate(time.Second); options.Wait == 0 {
+			t.rest(ctx, wait)
+		}
+	}
+	began := time.Now()
+	msgs, err := t.Consume(ctx, t.id, options)
+	t.little = err == nil && len(msgs) < (options.Max+1)/2
+	return msgs, began, err
+}
+
+func (t *sourceTaker) rest(ctx context.Context, d time.Duration) { _ = sleep(ctx, d) }
+
+func (t *sourceTaker) leave() {}
 
 func (s sourceSupply) nackAll(ctx context.Context, subscriptionID string, nacks map[nackKind][]Delivery) error {
 	var all error

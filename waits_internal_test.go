@@ -443,3 +443,28 @@ func TestWaitsPutOffWake(t *testing.T) {
 		}
 	})
 }
+
+// TestRest has somebody publish while a receiver rests after an error: the database is there again.
+func TestRest(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := new(fakePoll).waits()
+		var woken atomic.Int32
+		start(t, w, "s", 1, 1, &woken)() // its topic is known then
+		taker := &brokerTaker{member: w.join("s")}
+		defer taker.leave()
+		for _, tt := range []struct{ published, want time.Duration }{
+			{2 * time.Second, 2 * time.Second},
+			{100 * time.Millisecond, time.Second}, // an eighth of 8 seconds, in any case
+			{time.Hour, 8 * time.Second},
+		} {
+			began := time.Now()
+			timer := time.AfterFunc(tt.published, func() { w.published("t", 1) })
+			taker.rest(t.Context(), 8*time.Second)
+			if took := time.Since(began); took != tt.want {
+				t.Errorf("with a publish after %v it rested for %v, want %v", tt.published, took, tt.want)
+			}
+			timer.Stop()
+		}
+	})
+}
