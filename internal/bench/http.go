@@ -23,6 +23,7 @@ const (
 	httpBatch         = 100 // the most that a request consumes
 	httpSubscriptions = 10
 	httpRate          = 50 // messages a second, for latencies
+	httpWarmClients   = 4
 	httpPolls         = 1000
 	httpStarts        = 5 // a round
 	httpWaitSeconds   = 30
@@ -346,12 +347,19 @@ func (p *httpLatencyPhase) prepare(ctx context.Context, e *env) (err error) {
 	if err := p.publisher.prepare(ctx, e, p.server, 1, 1, messagesPath(warmTopic), messagesPath(topic)); err != nil {
 		return err
 	}
-	for range warmCalls {
-		if _, err := newHTTPConsumer(client, warmTopic, e.config.PayloadBytes).take(0); err != nil {
-			return err
-		}
+	// Several at once, since the server's calls are not all made on one connection to the database.
+	clients, err := dialAll(ctx, p.server.address, httpWarmClients)
+	if err != nil {
+		return err
 	}
-	return nil
+	return workers(ctx, len(clients), func(_ context.Context, i int) error {
+		for range warmCalls {
+			if _, err := newHTTPConsumer(clients[i], warmTopic, e.config.PayloadBytes).take(0); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
 func (p *httpLatencyPhase) run(ctx context.Context, e *env) (tally, error) {
