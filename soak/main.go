@@ -56,12 +56,9 @@ type config struct {
 
 // protections are what can be taken out of the engine, to see that it is noticed.
 var protections = map[string]crashtest.Protection{
-	"late": {Function: "claim", Line: "IF new_xid > ANY (taken.open_xids) THEN", Without: "IF false THEN"},
-	"acked-once": {Function: "ack", Line: "WHERE l.sub = sub_num AND l.slot = current_slot AND l.kind = 0 AND l.first_xid = xids[1] AND l.first_seq = los[1]\n" +
-		"          AND l.last_xid = xids[1] AND l.last_seq = los[1] AND NOT isempty(l.remaining);",
-		Without: "WHERE l.sub = sub_num AND l.slot = current_slot AND l.kind = 0 AND l.first_xid = xids[1] AND l.first_seq = los[1]\n" +
-			"          AND l.last_xid = xids[1] AND l.last_seq = los[1];"},
-	"needed": {Function: "truncate_slot", Line: "IF needed THEN", Without: "IF false THEN"},
+	"late":       {Function: "claim", Line: "IF new_xid > ANY (taken.open_xids) THEN", Without: "IF false THEN"},
+	"acked-once": {Function: "ack_one", Line: "    IF FOUND THEN\n        RETURN 1;\n    END IF;\n", Without: "    RETURN 1;\n"},
+	"needed":     {Function: "truncate_slot", Line: "IF needed THEN", Without: "IF false THEN"},
 }
 
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
