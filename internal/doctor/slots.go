@@ -230,9 +230,13 @@ FROM {schema}.subscriptions s
 CROSS JOIN LATERAL {schema}.newest_cursor(s.num) c
 ORDER BY s.id`
 
-// getLeaseEnds has how long ago the earliest deadline was of the leases in the first pages.
+// getLeaseEnds has how long ago the earliest deadline was of the leases in the first pages. That of a lease which was moved out is
+// '-infinity', from which older servers do not subtract.
 const getLeaseEnds = `
-SELECT coalesce((SELECT extract(epoch FROM {schema}.clock() - min(l.deadline)) FROM {schema}.leases_%d l WHERE l.ctid < '(64,0)')::float8, 0)`
+SELECT coalesce((
+    SELECT extract(epoch FROM {schema}.clock() - min(l.deadline)) FROM {schema}.leases_%d l
+    WHERE l.ctid < '(64,0)' AND l.deadline > '-infinity'
+)::float8, 0)`
 
 // checkLeaseSlots looks at the ring of leases and cursors.
 func (e *examiner) checkLeaseSlots(ctx context.Context) error {

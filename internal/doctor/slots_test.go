@@ -54,6 +54,10 @@ func TestSlots(t *testing.T) {
 	report = examine(t, db)
 	want(t, report, "lease_slots", doctor.OK, "maintenance truncates it", "slot 0 of leases and cursors: ", "nothing keeps it from being truncated")
 	want(t, report, "lease_slots", doctor.OK, "", "slot 2 (current) of leases and cursors: ")
+
+	// As leases are that were moved out.
+	execSQL(t, db, "UPDATE {schema}.leases SET deadline = '-infinity'")
+	want(t, examine(t, db), "lease_slots", doctor.OK, "maintenance truncates it", "slot 0 of leases and cursors: ", "nothing keeps it from being truncated")
 }
 
 // A snapshot that is older than a slot's last message still has to find it there.

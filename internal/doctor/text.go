@@ -107,7 +107,7 @@ func size(bytes int64) string {
 func span(d time.Duration) string {
 	switch {
 	case d < 0:
-		return "-" + span(-d)
+		return "-" + span(d.Abs())
 	case d < 100*time.Millisecond:
 		return fmt.Sprintf("%.2g ms", float64(d)/float64(time.Millisecond))
 	case d < time.Second:

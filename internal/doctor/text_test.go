@@ -1,6 +1,7 @@
 package doctor_test
 
 import (
+	"math"
 	"strings"
 	"testing"
 	"time"
@@ -53,6 +54,7 @@ func TestNumbers(t *testing.T) {
 		{doctor.Size(3 << 40), "3.0 TiB"},
 		{doctor.Size(5000 << 40), "5000 TiB"},
 		{doctor.Span(0), "0 ms"},
+		{doctor.Span(math.MinInt64), "-106752 days"},
 		{doctor.Span(1234 * time.Microsecond), "1.2 ms"},
 		{doctor.Span(400 * time.Millisecond), "400 ms"},
 		{doctor.Span(9400 * time.Millisecond), "9.4 s"},
