@@ -276,13 +276,17 @@ func (w *waits) quietPause() time.Duration {
 // lookSoon plans a look in d, if none is planned before that. Something has happened, so the next ones follow soon.
 func (w *waits) lookSoon(s *waitedFor, d time.Duration) { w.plan(s, d, w.tick()) }
 
-// plan plans a look in d, if none is planned before that, and the pause from which those that follow go on.
+// plan plans a look in d, if none is planned before that, and the pause from which those that follow go on. One that is due, because
+// it was planned when nobody waited, has to be seen to now.
 func (w *waits) plan(s *waitedFor, d, pause time.Duration) {
-	if at := time.Now().Add(max(d, 0)); s.lookAt.IsZero() || at.Before(s.lookAt) {
+	now := time.Now()
+	at := now.Add(max(d, 0))
+	sooner := s.lookAt.IsZero() || at.Before(s.lookAt)
+	if sooner {
 		s.lookAt, s.pause = at, pause
-		if len(s.queue) > 0 {
-			w.nudge()
-		}
+	}
+	if len(s.queue) > 0 && (sooner || s.topic == "" && !s.lookAt.After(now)) {
+		w.nudge()
 	}
 }
 

@@ -403,6 +403,9 @@ func TestWaitsNewWhileResting(t *testing.T) {
 		if resting < time.Second {
 			t.Fatalf("looks rest for %v", resting)
 		}
+		defer w.join("new").leave()
+		w.changed("new") // plans a look before anybody waits
+		time.Sleep(time.Millisecond)
 		defer start(t, w, "new", 1, 1, &wokenNew)()
 		w.published("t", 1) // it may have been meant for both
 		time.Sleep(100 * time.Millisecond)
