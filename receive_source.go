@@ -162,18 +162,19 @@ type sourceTaker struct {
 	Source
 	id     string // of the subscription
 	little bool   // was there, the last time
+	empty  bool   // nothing was
 }
 
 func (t *sourceTaker) take(ctx, _ context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
 	if t.little {
 		wait := min(options.AckDeadline/4, longestSourceWait)
-		if options.Wait = wait.Truncate(time.Second); options.Wait == 0 {
+		if options.Wait = wait.Truncate(time.Second); options.Wait == 0 && t.empty {
 			t.rest(ctx, wait)
 		}
 	}
 	began := time.Now()
 	msgs, err := t.Consume(ctx, t.id, options)
-	t.little = err == nil && len(msgs) < (options.Max+1)/2
+	t.little, t.empty = err == nil && len(msgs) < (options.Max+1)/2, err == nil && len(msgs) == 0
 	return msgs, began, err
 }
 

@@ -285,7 +285,7 @@ func (w *waits) plan(s *waitedFor, d, pause time.Duration) {
 	if sooner {
 		s.lookAt, s.pause = at, pause
 	}
-	if len(s.queue) > 0 && (sooner || s.topic == "" && !s.lookAt.After(now)) {
+	if len(s.queue) > 0 && (sooner || !s.lookAt.After(now)) {
 		w.nudge()
 	}
 }

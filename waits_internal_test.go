@@ -471,3 +471,30 @@ func TestRest(t *testing.T) {
 		}
 	})
 }
+
+// TestWaitsChangedBefore has something become due before anybody waits, as when a receiver nacks: the look that is planned then is
+// made as soon as somebody does, and not with the next tick.
+func TestWaitsChangedBefore(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		f := new(fakePoll)
+		w := f.waits()
+		w.setListening(true)
+		var other, woken atomic.Int32
+		defer start(t, w, "other", 1, 1, &other)()  // the poll goes on
+		start(t, w, "s", 1, 1, new(atomic.Int32))() // the topic is known
+		time.Sleep(time.Minute)
+		w.ticked(0) // the next is in most of a second
+		f.mu.Lock()
+		f.ready = true
+		f.mu.Unlock()
+		w.changed("s")
+		time.Sleep(time.Millisecond)
+		defer start(t, w, "s", 1, 1, &woken)()
+		time.Sleep(100 * time.Millisecond)
+		synctest.Wait()
+		if woken.Load() != 1 {
+			t.Error("who waits was not woken within 100 ms")
+		}
+	})
+}
