@@ -362,7 +362,6 @@ func TestStopDuringLongPoll(t *testing.T) {
 	t.Parallel()
 	_, db := subscribed(t, fastpubsub.SubscriptionSettings{})
 	url, stop := start(t, db.Pool, db.Schema, io.Discard)
-	begun := db.Pool.Stat().AcquireCount()
 	answers := make(chan string, 1)
 	go func() {
 		answer, err := get(t.Context(), url+"/subscriptions/s/messages?consumer_id=w&wait_seconds=30")
@@ -371,12 +370,18 @@ func TestStopDuringLongPoll(t *testing.T) {
 		}
 		answers <- answer
 	}()
-	for db.Pool.Stat().AcquireCount() < begun+3 { // besides the two of the check at the start, or its own
+	const waiting = `http_requests_in_progress{method="GET",path="/subscriptions/{id}/messages"} 1`
+	for arrived := false; !arrived; {
 		select {
 		case answer := <-answers:
 			t.Fatalf("answer before the end: %s", answer)
 		case <-time.After(time.Millisecond):
 		}
+		metrics, err := get(t.Context(), url+"/metrics")
+		if err != nil {
+			t.Fatal(err)
+		}
+		arrived = strings.Contains(metrics, waiting)
 	}
 	before := time.Now()
 	if err := stop(); err != nil {
