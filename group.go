@@ -3,6 +3,7 @@ package fastpubsub
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"runtime/debug"
 	"slices"
 	"sync"
@@ -15,8 +16,9 @@ const (
 	// groupRunning is how many statements are on their way for a topic before others gather. With two, eight publishers
 	// of one message each had the same rate for half as much again of the server's CPU.
 	groupRunning  = 1
-	groupMessages = 256                   // in a statement that was gathered; a call that is part of it has a quarter
-	groupBytes    = 32 << 10              // of payloads and attributes, likewise
+	groupMessages = 256      // in a statement that was gathered; a call that is part of it has a quarter
+	groupBytes    = 32 << 10 // of payloads and attributes, likewise
+	comeBackTries = 4
 	groupWait     = 50 * time.Millisecond // until a call that waits goes on its way all the same
 )
 
@@ -116,8 +118,26 @@ func (g *group) next(topicID string) {
 		go func() {
 			for ; len(calls) > 0; calls = g.gather(topicID) {
 				g.sendAll(topicID, calls)
+				g.letComeBack(topicID, len(calls))
 			}
 		}()
+	}
+}
+
+// letComeBack lets others run whose n calls have just returned: those that publish in a loop come again at once, and go
+// with who waits already, in place of waiting while the others are on their way. It takes microseconds if there are none.
+func (g *group) letComeBack(topicID string, n int) {
+	g.mu.Lock()
+	n += len(g.waiting[topicID])
+	g.mu.Unlock()
+	for range comeBackTries {
+		runtime.Gosched()
+		g.mu.Lock()
+		all := len(g.waiting[topicID]) >= n
+		g.mu.Unlock()
+		if all {
+			return
+		}
 	}
 }
 
