@@ -175,7 +175,7 @@ func waitForOpen(t testing.TB, db *storetest.DB) {
 // waitForLockWaits returns once n statements of this schema wait for locks.
 func waitForLockWaits(t testing.TB, db *storetest.DB, n int) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(time.Minute)
 	for query[int](t, db, `SELECT count(*) FROM pg_stat_activity
 	                       WHERE wait_event_type = 'Lock' AND query LIKE '%"' || $1 || '"%'`, db.Schema) < n {
 		if time.Now().After(deadline) {

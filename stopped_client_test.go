@@ -107,7 +107,7 @@ func TestStoppedClient(t *testing.T) {
 
 			// The call may even return, since all that it has to send was sent.
 			var state string
-			for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+			for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
 				if stopped.Load() {
 					if state = query[string](t, db, `SELECT coalesce(max(state), 'gone') FROM pg_stat_activity WHERE application_name = $1`,
 						config.ConnConfig.RuntimeParams["application_name"]); state != "active" {

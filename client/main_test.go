@@ -179,7 +179,7 @@ func waitFor(t *testing.T, what string, ok func() bool) {
 func checkLeaks(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			leaked := clientGoroutines()
 			if len(leaked) == 0 {

@@ -137,7 +137,7 @@ func (s *telemetry) checkHidden(t *testing.T) {
 func checkLeaks(t *testing.T) {
 	t.Helper()
 	t.Cleanup(func() {
-		deadline := time.Now().Add(10 * time.Second)
+		deadline := time.Now().Add(time.Minute)
 		for {
 			buf := make([]byte, 4<<20)
 			var leaked []byte

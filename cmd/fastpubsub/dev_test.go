@@ -38,7 +38,7 @@ func TestMainProcess(t *testing.T) {
 	main()
 }
 
-const devTimeout = time.Minute
+const devTimeout = 5 * time.Minute
 
 // command returns the command with arguments, not started. It is killed when the test ends.
 func command(t *testing.T, args ...string) *exec.Cmd {

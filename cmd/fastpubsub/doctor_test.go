@@ -72,7 +72,7 @@ func TestDoctorInterrupted(t *testing.T) {
 	defer cancel()
 	begun := time.Now()
 	code, stdout, _ := execute(ctx, "doctor", "--database-url="+db.URL, "--database-schema="+db.Schema)
-	if took := time.Since(begun); code != 1 || took > 5*time.Second {
+	if took := time.Since(begun); code != 1 || took > time.Minute {
 		t.Errorf("exit code %d after %v: %s", code, took, stdout)
 	}
 }
