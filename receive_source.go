@@ -56,9 +56,14 @@ func (s brokerSupply) defaultLogger() *slog.Logger { return s.logger }
 
 func (s brokerSupply) seenBy() hooks { return s.hooks }
 
-// After a call that found little, who goes on taking leaves the server alone for as long as that took, since all that was
-// published meanwhile costs it as much as one message; but for breath at most.
-const breath = 5 * time.Millisecond
+// After a call that found little, or left nothing, who goes on taking leaves the server alone for as long as that took, since all
+// that is published meanwhile costs it as much as one message; but for breath at most. Where calls take more than busier times as
+// long as the fastest did, the server has more to do than it can: then for longer, up to longestBreath.
+const (
+	breath        = 5 * time.Millisecond
+	longestBreath = 8 * breath
+	busier        = 2
+)
 
 func (s brokerSupply) join(subscriptionID string) taker {
 	return &brokerTaker{broker: s.Broker, id: subscriptionID, member: s.waits.join(subscriptionID)}
@@ -71,6 +76,7 @@ type brokerTaker struct {
 
 	pause     time.Duration // before the next claim, for something to be there
 	notBefore time.Time     // the next claim
+	fastest   time.Duration // of the calls that found something; it forgets slowly
 }
 
 func (t *brokerTaker) take(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
@@ -98,9 +104,21 @@ func (t *brokerTaker) take(ctx, claims context.Context, options ConsumeOptions) 
 		t.pause = breath
 	}
 	if len(msgs) > 0 {
-		t.notBefore = time.Now().Add(min(time.Since(began), breath))
+		now := time.Now()
+		t.notBefore = now.Add(t.breathe(now.Sub(began)))
 	}
 	return msgs, began, nil
+}
+
+// breathe says for how long to leave the server alone after a call that took so long.
+func (t *brokerTaker) breathe(took time.Duration) time.Duration {
+	if t.fastest == 0 || took < t.fastest {
+		t.fastest = max(took, time.Microsecond)
+	} else {
+		t.fastest += t.fastest/1024 + 1
+	}
+	busy := max(float64(took)/float64(busier*t.fastest), 1)
+	return min(time.Duration(float64(min(took, breath))*busy), longestBreath)
 }
 
 // rest ends early when somebody here has published, but not too often: who can publish need not be able to consume.

@@ -472,6 +472,31 @@ func TestRest(t *testing.T) {
 	})
 }
 
+// TestBreathe has calls of a receiver take longer and longer: it leaves the server alone for as long, and for longer where it is busy.
+func TestBreathe(t *testing.T) {
+	t.Parallel()
+	const ms = time.Millisecond
+	taker := &brokerTaker{}
+	for _, tt := range []struct{ took, want time.Duration }{
+		{20 * ms, 5 * ms}, // of a server that is far away
+		{2 * ms, 2 * ms},
+		{3 * ms, 3 * ms}, // now 2 ms is what the fastest takes
+		{8 * ms, 10 * ms},
+		{time.Second, 40 * ms},
+		{0, 0},
+	} {
+		if got := taker.breathe(tt.took).Round(100 * time.Microsecond); got != tt.want {
+			t.Errorf("after a call of %v it rests for %v, want %v", tt.took, got, tt.want)
+		}
+	}
+	for range 10_000 {
+		taker.breathe(20 * ms)
+	}
+	if got := taker.breathe(20 * ms); got != 5*ms {
+		t.Errorf("it does not forget how fast calls were: it rests for %v, want 5ms", got)
+	}
+}
+
 // TestWaitsChangedBefore has something become due before anybody waits, as when a receiver nacks: the look that is planned then is
 // made as soon as somebody does, and not with the next tick.
 func TestWaitsChangedBefore(t *testing.T) {
