@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"time"
+
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 )
 
 // A DeadLetter is a message that was delivered as often as its subscription allows and never acked. DeliveryAttempts is how
@@ -23,7 +25,7 @@ func (b *Broker) DeadLetters(ctx context.Context, subscriptionID string, options
 	if err := options.check(); err != nil {
 		return nil, fmt.Errorf("list dead letters of %q: %w", subscriptionID, err)
 	}
-	if !matchesIDPattern(subscriptionID) {
+	if !idrule.Matches(subscriptionID) {
 		return nil, fmt.Errorf("list dead letters of %q: %w", subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {

@@ -17,6 +17,7 @@ import (
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
 	"github.com/fastpubsub/fastpubsub/store"
 )
@@ -188,7 +189,7 @@ func (b *Broker) publishWith(ctx context.Context, db store.DBTX, topicID string,
 	if err != nil {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, err)
 	}
-	if !matchesIDPattern(topicID) {
+	if !idrule.Matches(topicID) {
 		return nil, fmt.Errorf("publish to %q: %w", topicID, ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {
@@ -393,7 +394,7 @@ func (b *Broker) Consume(ctx context.Context, subscriptionID string, options Con
 	if err != nil {
 		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, err)
 	}
-	if !matchesIDPattern(subscriptionID) {
+	if !idrule.Matches(subscriptionID) {
 		return nil, fmt.Errorf("consume from %q: %w", subscriptionID, ErrNotFound)
 	}
 	claim.SubscriptionID = subscriptionID
@@ -681,7 +682,7 @@ func (b *Broker) change(ctx context.Context, db store.DBTX, what Operation, deli
 	if err := p.err(); err != nil {
 		return 0, failed(err)
 	}
-	if !matchesIDPattern(what.SubscriptionID) {
+	if !idrule.Matches(what.SubscriptionID) {
 		return 0, failed(ErrNotFound)
 	}
 	if err := b.ready(ctx, db); err != nil {

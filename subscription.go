@@ -7,6 +7,7 @@ import (
 	"math"
 	"time"
 
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 	"github.com/fastpubsub/fastpubsub/store"
 )
 
@@ -135,7 +136,7 @@ func subscriptionFromRow(row store.Subscription) (Subscription, error) {
 
 // GetSubscription returns ErrNotFound if there is no such subscription.
 func (b *Broker) GetSubscription(ctx context.Context, id string) (Subscription, error) {
-	if !matchesIDPattern(id) { // Postgres would refuse some as text
+	if !idrule.Matches(id) { // Postgres would refuse some as text
 		return Subscription{}, fmt.Errorf("get subscription %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -173,7 +174,7 @@ func (b *Broker) ListSubscriptions(ctx context.Context, options ListOptions) ([]
 // DeleteSubscription deletes a subscription and all that it has not delivered. It waits for nobody; acks of what was
 // delivered count nothing afterwards. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) DeleteSubscription(ctx context.Context, id string) error {
-	if !matchesIDPattern(id) { // Postgres would refuse some as text
+	if !idrule.Matches(id) { // Postgres would refuse some as text
 		return fmt.Errorf("delete subscription %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -209,7 +210,7 @@ type Metrics struct {
 // counts are exact and of one moment: messages that failed, were extended or moved out of the log, and dead letters, some 0.3 µs
 // each: 0.3 seconds for a million. It holds nobody up meanwhile. It returns ErrNotFound if there is no such subscription.
 func (b *Broker) Metrics(ctx context.Context, subscriptionID string) (Metrics, error) {
-	if !matchesIDPattern(subscriptionID) {
+	if !idrule.Matches(subscriptionID) {
 		return Metrics{}, fmt.Errorf("metrics of %q: %w", subscriptionID, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 )
 
 // A Topic is where messages are published.
@@ -13,30 +15,9 @@ type Topic struct {
 	CreatedAt time.Time // UTC
 }
 
-const idPattern = `^[a-zA-Z0-9._-]+$`
-
-// matchesIDPattern is done in each call, and a regexp takes thirty times as long.
-func matchesIDPattern(id string) bool {
-	for _, c := range []byte(id) {
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return id != ""
-}
-
-const maxIDLength = 128
-
 func checkID(p *problems, field, id string) {
-	switch {
-	case id == "":
-		p.add(field, "string_too_short", "must have at least 1 character")
-	case len(id) > maxIDLength:
-		p.add(field, "string_too_long", "must have at most %d characters, not %d", maxIDLength, len(id))
-	case !matchesIDPattern(id):
-		p.add(field, "string_pattern_mismatch", "must match %s", idPattern)
-	case id == "." || id == "..":
-		p.add(field, "value_error", `must be neither "." nor ".."`)
+	if kind, msg := idrule.Check(id); kind != "" {
+		p.add(field, kind, "%s", msg)
 	}
 }
 
@@ -61,7 +42,7 @@ func (b *Broker) CreateTopic(ctx context.Context, id string) (Topic, error) {
 
 // GetTopic returns ErrNotFound if there is no such topic.
 func (b *Broker) GetTopic(ctx context.Context, id string) (Topic, error) {
-	if !matchesIDPattern(id) { // Postgres would refuse some as text
+	if !idrule.Matches(id) { // Postgres would refuse some as text
 		return Topic{}, fmt.Errorf("get topic %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {
@@ -125,7 +106,7 @@ func (b *Broker) ListTopics(ctx context.Context, options ListOptions) ([]Topic, 
 // messages that others publish at this moment are lost with it, and acks of theirs count nothing. It returns
 // ErrNotFound if there is no such topic.
 func (b *Broker) DeleteTopic(ctx context.Context, id string) error {
-	if !matchesIDPattern(id) { // Postgres would refuse some as text
+	if !idrule.Matches(id) { // Postgres would refuse some as text
 		return fmt.Errorf("delete topic %q: %w", id, ErrNotFound)
 	}
 	if err := b.ready(ctx, b.pool); err != nil {

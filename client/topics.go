@@ -6,18 +6,16 @@ import (
 	"fmt"
 	"net/http"
 	"net/url"
-	"regexp"
 	"strconv"
 	"time"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 )
-
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]+$`)
 
 // pathOf is the path of an object. What can be no id is not found without asking: in a path it could be something else.
 func pathOf(collection, id string) (string, error) {
-	if !idPattern.MatchString(id) || id == "." || id == ".." {
+	if kind, _ := idrule.Check(id); kind != "" {
 		return "", fmt.Errorf("%s %q: %w", collection, id, fastpubsub.ErrNotFound)
 	}
 	return "/" + collection + "/" + id, nil

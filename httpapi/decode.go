@@ -15,6 +15,7 @@ import (
 	"time"
 	"unicode/utf8"
 
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
 )
 
@@ -223,7 +224,7 @@ func (f *bodyFields) id(name string) string {
 		return ""
 	}
 	id := string(jsontext.Unquote(nil, value[1:len(value)-1]))
-	if kind, msg := checkID(id); kind != "" {
+	if kind, msg := idrule.Check(id); kind != "" {
 		f.add(loc, kind, "%s", msg)
 	}
 	return id
@@ -289,36 +290,6 @@ func (p *problems) checkRange(loc []any, n, lowest, highest int) {
 	} else if n > highest {
 		p.add(loc, "less_than_equal", "must be at most %d", highest)
 	}
-}
-
-const (
-	idPattern   = `^[a-zA-Z0-9._-]+$`
-	maxIDLength = 128
-)
-
-// matchesIDPattern is done for each request, and a regexp takes thirty times as long.
-func matchesIDPattern(id string) bool {
-	for _, c := range []byte(id) {
-		if !(c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '.' || c == '_' || c == '-') {
-			return false
-		}
-	}
-	return id != ""
-}
-
-// checkID returns what is wrong with the id of a topic or a subscription; kind is empty if nothing is.
-func checkID(id string) (kind, msg string) {
-	switch n := utf8.RuneCountInString(id); {
-	case n == 0:
-		return "string_too_short", "must have at least 1 character"
-	case n > maxIDLength:
-		return "string_too_long", fmt.Sprintf("must have at most %d characters, not %d", maxIDLength, n)
-	case !matchesIDPattern(id):
-		return "string_pattern_mismatch", "must match " + idPattern
-	case id == "." || id == "..":
-		return "value_error", `must be neither "." nor ".."`
-	}
-	return "", ""
 }
 
 // queryFields are the parameters of a request's query, read as [bodyFields] are. Of a parameter given twice the last

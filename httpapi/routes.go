@@ -6,6 +6,8 @@ import (
 	"strings"
 
 	"github.com/julienschmidt/httprouter"
+
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 )
 
 // A route is one operation of the API.
@@ -114,7 +116,7 @@ func (a *API) serve(rt route) httprouter.Handle {
 // no text that is not UTF-8.
 func pathID(r *http.Request) (string, error) {
 	id := infoOf(r).params.ByName("id")
-	if kind, _ := checkID(id); kind != "" {
+	if kind, _ := idrule.Check(id); kind != "" {
 		return "", errNoSuchID
 	}
 	return id, nil

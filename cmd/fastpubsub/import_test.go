@@ -85,7 +85,7 @@ func TestImport(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const refusals = `level=ERROR msg=refused topic=.. reason="an id must be 1 to 128 letters, digits, dots, underscores and hyphens, and neither . nor .."
+	const refusals = `level=ERROR msg=refused topic=.. reason="id: must be neither \".\" nor \"..\""
 level=ERROR msg=refused subscription=lost reason="its topic \"..\" was refused"
 level=ERROR msg=refused subscription=odd reason="filter.country: must have at least 1 value"
 level=WARN msg="backoff_min_seconds is above backoff_max_seconds, both become the latter" subscription=steep backoff_min_seconds=9 backoff_max_seconds=2

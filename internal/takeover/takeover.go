@@ -10,7 +10,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"regexp"
 	"strings"
 	"time"
 
@@ -19,6 +18,7 @@ import (
 	"github.com/jackc/pgx/v5/pgxpool"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/internal/idrule"
 )
 
 // Config says from where to where.
@@ -144,12 +144,14 @@ func (r *run) refuse(what, id string, reason any) {
 	r.Logger.Error("refused", what, id, "reason", reason)
 }
 
-// usable reports whether something may have this id here. There were more there.
-func usable(id string) bool { return idPattern.MatchString(id) && id != "." && id != ".." }
-
-var idPattern = regexp.MustCompile(`^[a-zA-Z0-9._-]{1,128}$`)
-
-const badID = "an id must be 1 to 128 letters, digits, dots, underscores and hyphens, and neither . nor .."
+// badID says what is wrong with an id here, where the rule is stricter than there; it is empty if nothing is.
+func badID(id string) string {
+	kind, msg := idrule.Check(id)
+	if kind == "" {
+		return ""
+	}
+	return "id: " + msg
+}
 
 func (r *run) topics(ctx context.Context) error {
 	type topic struct {
@@ -163,8 +165,8 @@ func (r *run) topics(ctx context.Context) error {
 	}
 	for _, t := range topics {
 		r.result.Topics.Found++
-		if !usable(t.ID) {
-			r.refuse("topic", t.ID, badID)
+		if bad := badID(t.ID); bad != "" {
+			r.refuse("topic", t.ID, bad)
 			continue
 		}
 		_, err := r.Broker.GetTopic(ctx, t.ID)
@@ -225,8 +227,8 @@ FROM {from}.subscriptions ORDER BY created_at, id`))
 	for _, s := range all {
 		r.result.Subscriptions.Found++
 		r.subs[s.ID] = nil
-		if !usable(s.ID) {
-			r.refuse("subscription", s.ID, badID)
+		if bad := badID(s.ID); bad != "" {
+			r.refuse("subscription", s.ID, bad)
 			continue
 		}
 		if !r.topicIDs[s.TopicID] {
