@@ -266,6 +266,34 @@ func TestFunctionsRefuseCopies(t *testing.T) {
 	}
 }
 
+// TestRepairDeadlock has somebody lock tables that repair locks, too, in another order: repair leaves that for later.
+func TestRepairDeadlock(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	exec(t, db, `UPDATE {schema}.origin SET messages = messages`)
+	db.Pool.Reset() // sessions ask once
+	other := begin(t, db, pgx.TxOptions{})
+	if _, err := other.Exec(t.Context(), db.SQL(`SET LOCAL deadlock_timeout = '1min'; LOCK TABLE {schema}.leases IN ROW EXCLUSIVE MODE`)); err != nil {
+		t.Fatal(err)
+	}
+	outcome := make(chan error, 1)
+	go func() {
+		_, err := b.Repair(t.Context())
+		outcome <- err
+	}()
+	waitForLockWaits(t, db, 1)
+	if _, err := other.Exec(t.Context(), db.SQL(`LOCK TABLE {schema}.subscriptions IN ACCESS SHARE MODE`)); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-outcome; !errors.Is(err, fastpubsub.ErrBusy) {
+		t.Errorf("repair against a lock returned %v, want %v", err, fastpubsub.ErrBusy)
+	}
+	commit(t, other)
+	if repaired, err := b.Repair(t.Context()); err != nil || !repaired.Restored {
+		t.Errorf("repair after that: %+v, %v", repaired, err)
+	}
+}
+
 // TestOriginSurvives does to the tables what keeps transaction ids as they are.
 func TestOriginSurvives(t *testing.T) {
 	t.Parallel()

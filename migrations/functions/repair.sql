@@ -37,7 +37,7 @@ BEGIN
         PERFORM pg_advisory_xact_lock({schema}.lock_class(), 0);
         LOCK TABLE {schema}.origin, {schema}.topics, {schema}.subscriptions, {schema}.messages, {schema}.cursors,
             {schema}.leases, {schema}.held_leases, {schema}.deliveries, {schema}.slots;
-    EXCEPTION WHEN lock_not_available THEN
+    EXCEPTION WHEN lock_not_available OR deadlock_detected THEN  -- who acks may have the tables in another order
         outcome := 'locked';
         RETURN;
     END;
