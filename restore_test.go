@@ -269,7 +269,8 @@ func TestFunctionsRefuseCopies(t *testing.T) {
 // TestRepairDeadlock has somebody lock tables that repair locks, too, in another order: repair leaves that for later.
 func TestRepairDeadlock(t *testing.T) {
 	t.Parallel()
-	b, db := newBroker(t)
+	_, db := storetest.NewServer(t, nil) // with a superuser
+	b := brokerOf(t, db)
 	exec(t, db, `UPDATE {schema}.origin SET messages = messages`)
 	db.Pool.Reset() // sessions ask once
 	other := begin(t, db, pgx.TxOptions{})
