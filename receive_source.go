@@ -57,8 +57,8 @@ func (s brokerSupply) defaultLogger() *slog.Logger { return s.logger }
 func (s brokerSupply) seenBy() hooks { return s.hooks }
 
 // After a call that found little, or left nothing, who goes on taking leaves the server alone for as long as that took, since all
-// that is published meanwhile costs it as much as one message; but for breath at most. Where calls take more than busier times as
-// long as the fastest did, the server has more to do than it can: then for longer, up to longestBreath.
+// that is published meanwhile costs it as much as one message; but for breath at most. Where several calls in a row take more than
+// busier times as long as the fastest did, the server has more to do than it can: then for longer, up to longestBreath.
 const (
 	breath        = 5 * time.Millisecond
 	longestBreath = 8 * breath
@@ -76,7 +76,10 @@ type brokerTaker struct {
 
 	pause     time.Duration // before the next claim, for something to be there
 	notBefore time.Time     // the next claim
-	fastest   time.Duration // of the calls that found something; it forgets slowly
+	// Of the calls that found something.
+	recent  [4]time.Duration // how long they took
+	calls   int
+	fastest time.Duration // it forgets slowly
 }
 
 func (t *brokerTaker) take(ctx, claims context.Context, options ConsumeOptions) ([]Message, time.Time, error) {
@@ -112,12 +115,16 @@ func (t *brokerTaker) take(ctx, claims context.Context, options ConsumeOptions) 
 
 // breathe says for how long to leave the server alone after a call that took so long.
 func (t *brokerTaker) breathe(took time.Duration) time.Duration {
+	took = max(took, time.Microsecond)
+	t.recent[t.calls%len(t.recent)] = took
+	t.calls++
 	if t.fastest == 0 || took < t.fastest {
-		t.fastest = max(took, time.Microsecond)
+		t.fastest = took
 	} else {
 		t.fastest += t.fastest/1024 + 1
 	}
-	busy := max(float64(took)/float64(busier*t.fastest), 1)
+	lately := slices.Min(t.recent[:min(t.calls, len(t.recent))])
+	busy := max(float64(lately)/float64(busier*t.fastest), 1)
 	return min(time.Duration(float64(min(took, breath))*busy), longestBreath)
 }
 
