@@ -29,7 +29,7 @@ type protection struct{ function, line, without string }
 
 func TestHazards(t *testing.T) {
 	t.Parallel()
-	for _, h := range slices.Concat(openHazards, filterHazards, ackHazards, leaseHazards, slotHazards) {
+	for _, h := range slices.Concat(openHazards, filterHazards, ackHazards, leaseHazards, slotHazards, byteHazards) {
 		t.Run(h.name, func(t *testing.T) {
 			t.Parallel()
 			t.Run("protected", func(t *testing.T) {

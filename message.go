@@ -326,7 +326,8 @@ type Message struct {
 type ConsumeOptions struct {
 	// Consumer names who takes the messages, for people who look. 1 to 128 characters; required.
 	Consumer string
-	// Max is how many messages to take at most, 1 to 1,000. Default 10.
+	// Max is how many messages to take at most, 1 to 1,000. Default 10. Of messages with more than 64 MiB of payloads and
+	// attributes fewer come: the rest comes with the next call.
 	Max int
 	// Wait is how long to wait for the first message. Default none.
 	Wait time.Duration

@@ -14,7 +14,7 @@ import (
 )
 
 // Version is the schema version that this code was written for: the number of the newest file in migrations.
-const Version = 6
+const Version = 7
 
 // These errors have one identity for the whole module; the root package exports them again.
 var (

@@ -1,6 +1,7 @@
 -- claim ends what has expired (sweep_leases), then takes up to max_messages from a subscription for a consumer:
 -- redeliveries that are due, then what late transactions left, then the log. While the log has enough it looks for what has
--- expired or is due every 100 ms only. It leaves what it took in the session setting fastpubsub.claim, for claimed() to read
+-- expired or is due every 100 ms only. It takes fewer when they have more than 64 MiB of payloads and attributes, but for the last
+-- record batch; so consumers need no more memory than that. It leaves what it took in the session setting fastpubsub.claim, for claimed() to read
 -- after this transaction has committed. It returns positions to nobody and payloads never: whoever does not read an answer
 -- would hold the subscription's lock for as long as he likes.
 --
@@ -30,6 +31,7 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
+    max_bytes    CONSTANT bigint := 64 << 20;
     look_pause   CONSTANT interval := '100 ms';  -- between looks for what has expired or is due, while the log has enough
     slow         CONSTANT interval := '2 ms';  -- a look, which costs 0.1 ms otherwise
     class        CONSTANT int := {schema}.lock_class();
@@ -54,6 +56,7 @@ DECLARE
     new_full_at    timestamptz;
     new_acked      bigint;
     wanted         int := max_messages;
+    room           bigint := max_bytes;
     taken          record;
     matched        record;
     late_xids      bigint[];
@@ -160,13 +163,14 @@ BEGIN
                 look.due := look.due OR swept.expired > 0;
             END IF;
             IF look.due AND wanted > 0 THEN
-                due := {schema}.claim_due(sub_num, consumer, deadline, wanted, due_since, now_at);
+                due := {schema}.claim_due(sub_num, consumer, deadline, wanted, room, due_since, now_at);
                 changed := changed OR due.xids IS NOT NULL;
                 new_due_to := least(new_due_to, due.due_to);
                 due_xids := due.xids;
                 due_seqs := due.seqs;
                 due_attempts := due.attempts;
                 wanted := wanted - coalesce(cardinality(due_xids), 0);
+                room := room - coalesce(due.bytes, 0);
             ELSIF look.due THEN
                 new_due_to := least(new_due_to, state.due_to);
                 new_full_at := state.full_at;
@@ -185,9 +189,13 @@ BEGIN
             own_xid := pg_current_xact_id_if_assigned()::text::bigint;
         END IF;
 
+        IF room <= 0 THEN
+            wanted := 0;
+        END IF;
         IF wanted > 0 AND cardinality(late_xids) > 0 THEN
             taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
-                                        CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END);
+                                        CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END, room);
+            room := room - coalesce(taken.bytes, 0);
             late_whole := cardinality(taken.finished) < 64;
             IF taken.xids IS NOT NULL AND state.filter_path IS NOT NULL THEN
                 matched := {schema}.filter_ranges(state.topic_num, state.filter_path, wanted,
@@ -218,15 +226,19 @@ BEGIN
                 his := taken.his;
                 wanted := wanted - (SELECT sum(r.hi - r.lo) FROM unnest(los, his) r(lo, hi));
             END IF;
+            IF room <= 0 THEN
+                wanted := 0;
+            END IF;
         END IF;
 
         IF wanted > 0 AND NOT more THEN
             IF state.filter_path IS NULL THEN
-                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, wanted, max_messages);
+                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, wanted, max_messages, room);
             ELSE
-                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, max_examined, 0);
+                taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, max_examined, 0, room);
             END IF;
             whole := coalesce(taken.whole, false);
+            room := room - coalesce(taken.bytes, 0);
             IF taken.xids IS NOT NULL THEN
                 changed := true;
                 IF state.filter_path IS NOT NULL THEN
@@ -265,7 +277,7 @@ BEGIN
             END IF;
         END IF;
 
-        EXIT WHEN looking OR wanted = 0 OR log_only;
+        EXIT WHEN looking OR wanted = 0 OR room <= 0 OR log_only;
         scanned := true;
         looking := true;
     END LOOP;

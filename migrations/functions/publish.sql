@@ -46,11 +46,14 @@ BEGIN
             ceil(total / max_messages::float8), ceil(pg_column_size(payloads) / max_bytes::float8))));
     END IF;
     FOR start IN 1..total BY per_batch LOOP
-        INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads, attributes)
+        INSERT INTO {schema}.messages (xid, base, created_at, topic_num, n, slot, payloads, attributes, bytes)
         SELECT pg_current_xact_id()::text::bigint, nextval('{schema}.message_base') << 16, {schema}.clock(), t.num,
                least(per_batch, total - start + 1), s.last_value & 3,
                CASE WHEN per_batch = total THEN publish.payloads ELSE publish.payloads[start:start + per_batch - 1] END,
-               CASE WHEN per_batch = total THEN publish.attributes ELSE publish.attributes[start:start + per_batch - 1] END
+               CASE WHEN per_batch = total THEN publish.attributes ELSE publish.attributes[start:start + per_batch - 1] END,
+               CASE WHEN per_batch = total THEN pg_column_size(publish.payloads) + coalesce(pg_column_size(publish.attributes), 0)
+                    ELSE pg_column_size(publish.payloads[start:start + per_batch - 1])
+                         + coalesce(pg_column_size(publish.attributes[start:start + per_batch - 1]), 0) END
         FROM {schema}.topics t, {schema}.message_slot s
         WHERE t.id = topic_id
         RETURNING CASE WHEN start = 1 THEN ARRAY[messages.xid, per_batch, messages.base] ELSE ARRAY[messages.base] END

@@ -6,6 +6,8 @@
 -- A record batch that was examined to its end leaves the position at the end of its 65,536 numbers, so that the next
 -- scan does not meet it again. xids is NULL when there is nothing. whole says that nothing is left that had been committed.
 --
+-- It ends with the record batch that fills room, a number of bytes, and returns how many it has found.
+--
 -- asked is how many messages the call is to give, of which others than those of the log may have been found already; 0 behind
 -- a filter. Large calls keep to record batches: to begin and end inside costs them a fifth.
 --
@@ -14,9 +16,9 @@
 -- is, one snapshot, and it scans the gaps between those transactions, not what lies in them: a bulk load that is still
 -- open would be read, row by row, on every call.
 CREATE OR REPLACE FUNCTION {schema}.scan_main(
-    topic int, cursor_xid bigint, cursor_seq bigint, budget int, asked int,
+    topic int, cursor_xid bigint, cursor_seq bigint, budget int, asked int, room bigint,
     OUT slots smallint[], OUT xids bigint[], OUT los bigint[], OUT his bigint[],
-    OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[], OUT whole boolean)
+    OUT end_xid bigint, OUT end_seq bigint, OUT open_xids bigint[], OUT whole boolean, OUT bytes bigint)
 LANGUAGE plpgsql
 AS $$
 DECLARE
@@ -32,7 +34,7 @@ BEGIN
     -- Most often one row has as much as is wanted. If there is none, and no transaction is in progress either, one may have
     -- been when this was read, and have hidden what lies behind it: read again.
     FOR attempt IN 1..2 LOOP
-        SELECT m.slot, m.xid, m.base, m.n INTO first
+        SELECT m.slot, m.xid, m.base, m.n, m.bytes INTO first
         FROM {schema}.messages m
         WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
           AND m.xid < (SELECT coalesce(min(x::text::bigint), pg_snapshot_xmax(pg_current_snapshot())::text::bigint)
@@ -61,6 +63,7 @@ BEGIN
             END IF;
         END IF;
         IF hi - lo >= budget THEN
+            bytes := first.bytes;
             slots := ARRAY[first.slot];
             xids := ARRAY[first.xid];
             los := ARRAY[lo];
@@ -75,12 +78,13 @@ BEGIN
         -- seen suggest.
         LOOP
             SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
-                   max(s.upto), NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid)
-            INTO slots, xids, los, his, examined, whole  -- of one snapshot
+                   max(s.upto), max(s.filled),
+                   NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::text::bigint > cursor_xid)
+            INTO slots, xids, los, his, examined, bytes, whole  -- of one snapshot
             FROM (
-                SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.base) AS upto
+                SELECT r.slot, r.xid, r.lo, r.hi, r.size, sum((r.hi - r.lo)::int) OVER log AS upto, sum(r.size) OVER log AS filled
                 FROM (
-                    SELECT m.slot, m.xid, m.base, m.base + m.n AS hi,
+                    SELECT m.slot, m.xid, m.base, m.base + m.n AS hi, coalesce(m.bytes, pg_column_size(m.payloads)) AS size,
                            CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
                     FROM {schema}.messages m
                     WHERE m.topic_num = topic AND (m.xid, m.base) >= (cursor_xid, cursor_base)
@@ -90,8 +94,9 @@ BEGIN
                     ORDER BY m.xid, m.base
                     LIMIT max_rows
                 ) r
+                WINDOW log AS (ORDER BY r.xid, r.base)
             ) s
-            WHERE s.upto - (s.hi - s.lo) < budget;
+            WHERE s.upto - (s.hi - s.lo) < budget AND s.filled - s.size < room;  -- protection: bounded bytes in the log
             EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
             max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
         END LOOP;
@@ -110,16 +115,16 @@ BEGIN
                 FROM (SELECT xid FROM open UNION ALL SELECT pg_snapshot_xmax(s)::text::bigint FROM snapshot) b
             )
             SELECT array_agg(s.slot), array_agg(s.xid), array_agg(s.lo), array_agg(least(s.hi, s.hi - s.upto + budget)),
-                   max(s.upto), (SELECT array_agg(xid ORDER BY xid) FROM open)
-            INTO slots, xids, los, his, examined, open_xids
+                   max(s.upto), max(s.filled), (SELECT array_agg(xid ORDER BY xid) FROM open)
+            INTO slots, xids, los, his, examined, bytes, open_xids
             FROM (
-                SELECT r.slot, r.xid, r.lo, r.hi, sum((r.hi - r.lo)::int) OVER (ORDER BY r.xid, r.lo) AS upto
+                SELECT r.slot, r.xid, r.lo, r.hi, r.size, sum((r.hi - r.lo)::int) OVER log AS upto, sum(r.size) OVER log AS filled
                 FROM (
-                    SELECT m.slot, m.xid, m.base + m.n AS hi,
+                    SELECT m.slot, m.xid, m.base + m.n AS hi, m.size,
                            CASE WHEN m.xid = cursor_xid THEN greatest(m.base, cursor_seq + 1) ELSE m.base END AS lo
                     FROM gaps g
                     CROSS JOIN LATERAL (
-                        SELECT m.slot, m.xid, m.base, m.n
+                        SELECT m.slot, m.xid, m.base, m.n, coalesce(m.bytes, pg_column_size(m.payloads)) AS size
                         FROM {schema}.messages m
                         -- One row comparison: beside another condition on xid the index would begin at the cursor.
                         WHERE m.topic_num = topic
@@ -133,8 +138,9 @@ BEGIN
                     ORDER BY m.xid, m.base
                     LIMIT max_rows
                 ) r
+                WINDOW log AS (ORDER BY r.xid, r.lo)
             ) s
-            WHERE s.upto - (s.hi - s.lo) < budget;
+            WHERE s.upto - (s.hi - s.lo) < budget AND s.filled - s.size < room;  -- protection: bounded bytes beyond open ones
             EXIT WHEN examined IS NULL OR examined >= budget OR cardinality(xids) < max_rows;
             max_rows := least(budget, greatest(4 * max_rows, max_rows * budget::bigint / examined * 5 / 4 + 1));
         END LOOP;
@@ -146,4 +152,5 @@ BEGIN
         end_seq := end_seq | 65535;
     END IF;
     whole := whole AND coalesce(examined, 0) < budget;
+    whole := whole AND coalesce(bytes, 0) < room;
 END $$;
