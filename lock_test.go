@@ -429,6 +429,40 @@ func TestManyOpenTransactions(t *testing.T) {
 	}
 }
 
+// TestManyFinishedTransactions lets more transactions end at once than one claim looks at, of which the last alone has published.
+func TestManyFinishedTransactions(t *testing.T) {
+	t.Parallel()
+	const others = 70
+	b, db := newBroker(t, func(c *pgxpool.Config) { c.MaxConns = others + 10 })
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	createSubscription(t, b, "filtered", "t", `{"n":[0, 1]}`)
+	var all []pgx.Tx
+	for range others {
+		tx := begin(t, db, pgx.TxOptions{})
+		if _, err := tx.Exec(t.Context(), `SELECT pg_current_xact_id()`); err != nil {
+			t.Fatal(err)
+		}
+		all = append(all, tx)
+	}
+	publisher := begin(t, db, pgx.TxOptions{})
+	late := publishTx(t, b, publisher, "t", numbered(0, 1)...)
+	passed := publish(t, b, "t", numbered(1, 1)...)
+	for _, sub := range []string{"s", "filtered"} {
+		if got := idsOf(consume(t, b, sub, 10)); !slices.Equal(got, passed) {
+			t.Fatalf("%s got %v, want %v", sub, got, passed)
+		}
+	}
+	for _, tx := range append(all, publisher) {
+		commit(t, tx)
+	}
+	for _, sub := range []string{"s", "filtered"} {
+		if got := idsOf(consume(t, b, sub, 10)); !slices.Equal(got, late) {
+			t.Errorf("%s got %v after the commit, want %v", sub, got, late)
+		}
+	}
+}
+
 // TestPreparedTransaction publishes in a transaction that outlives its connection.
 func TestPreparedTransaction(t *testing.T) {
 	t.Parallel()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -149,4 +150,42 @@ func TestConsumeCancelledWhileItRuns(t *testing.T) {
 		}
 	}
 	t.Error("no message was returned")
+}
+
+// TestHeldIsDelivered lets a lease run out while a transaction has acked its message: when that is rolled back, who waits gets the
+// message, without maintenance.
+func TestHeldIsDelivered(t *testing.T) {
+	t.Parallel()
+	b, db := newBroker(t)
+	move := stopClock(t, db)
+	createTopic(t, b, "t")
+	createSubscription(t, b, "s", "t", noFilter)
+	ids := publish(t, b, "t", numbered(0, 1)...)
+	if got := idsOf(consume(t, b, "s", 1)); !slices.Equal(got, ids) {
+		t.Fatalf("got %v, want %v", got, ids)
+	}
+	tx := begin(t, db, pgx.TxOptions{})
+	if n, err := b.AckTx(t.Context(), tx, "s", ids); err != nil || n != 1 {
+		t.Fatalf("acked %d, %v", n, err)
+	}
+	move(time.Hour)
+	if got := idsOf(consume(t, b, "s", 1)); len(got) > 0 { // whoever looks now notes that somebody has it
+		t.Fatalf("got %v, which somebody has", got)
+	}
+	var msgs []fastpubsub.Message
+	var g errgroup.Group
+	g.Go(func() (err error) {
+		msgs, err = b.Consume(t.Context(), "s", fastpubsub.ConsumeOptions{Consumer: "w", Wait: time.Minute})
+		return err
+	})
+	fastpubsub.WaitForTopic(b, "s")
+	if query[bool](t, db, `SELECT ready FROM {schema}.look(ARRAY['s'])`) {
+		t.Error("a look finds what somebody has")
+	}
+	if err := tx.Rollback(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.Wait(); err != nil || !slices.Equal(idsOf(msgs), ids) {
+		t.Errorf("got %v, want %v; %v", idsOf(msgs), ids, err)
+	}
 }

@@ -72,7 +72,7 @@ type Left int
 
 const (
 	LeftUnknown Left = iota
-	LeftMore         // a filter let through none of what was examined, and there may be more: call again
+	LeftMore         // none of what was examined was for it, and there may be more: call again
 	LeftNothing      // of what had been committed and was due; something was taken
 )
 

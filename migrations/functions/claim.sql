@@ -6,8 +6,9 @@
 -- would hold the subscription's lock for as long as he likes.
 --
 -- It returns 'ok'; 'all' when it took something and left nothing that had been committed and was due; 'more' when a filter
--- let through none of what it examined, and there may be more; 'busy' when it did not get the subscription's lock within a
--- second; 'no_subscription'. A claim that found nothing writes nothing, but for how far it has looked, where that was slow.
+-- let through none of what it examined, or it found nothing in as many late transactions as it looks at, and there may be
+-- more; 'busy' when it did not get the subscription's lock within a second; 'no_subscription'. A claim that found nothing
+-- writes nothing, but for how far it has looked, where that was slow.
 --
 -- ack_deadline_seconds NULL is the subscription's. `single` gives each message a lease row of its own, for handlers
 -- that ack inside their own transactions. log_only leaves out what has expired or is due.
@@ -305,5 +306,5 @@ BEGIN
                                                          CASE WHEN state.filter_path IS NULL THEN 'all' ELSE '' END, sub_num), false);
         RETURN outcome;
     END IF;
-    RETURN CASE WHEN more THEN 'more' ELSE 'ok' END;
+    RETURN CASE WHEN more OR NOT late_whole THEN 'more' ELSE 'ok' END;
 END $$;

@@ -42,7 +42,19 @@ BEGIN
                    ORDER BY m.xid, m.base LIMIT 1
                ) m)
            OR cardinality(c.late_xids) > 0
-              AND EXISTS (SELECT FROM unnest(c.late_xids) x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot())),
+              AND EXISTS (SELECT FROM unnest(c.late_xids) x WHERE pg_visible_in_snapshot(x::text::xid8, pg_current_snapshot()))
+           OR EXISTS (
+               -- What somebody had locked when it ran out, and has let go of without taking it: xmax is who had the row last.
+               -- A savepoint has another number than its transaction, which is in the list; then a claim finds out.
+               SELECT FROM {schema}.held_leases h
+               CROSS JOIN LATERAL (
+                   SELECT l.xmax AS locker FROM {schema}.leases l
+                   WHERE l.sub = s.num AND l.kind = h.kind AND l.first_xid = h.first_xid AND l.first_seq = h.first_seq
+                     AND l.slot = h.slot AND NOT isempty(l.remaining)
+                   LIMIT 1
+               ) l
+               WHERE h.sub = s.num
+                 AND NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::xid = l.locker)),
            extract(epoch FROM l.due_at - now_at)::float8
     FROM unnest(sub_ids) w(id)
     JOIN {schema}.subscriptions s ON s.id = w.id
