@@ -10,13 +10,13 @@ import (
 	"math/rand/v2"
 	"slices"
 	"strconv"
-	"strings"
 	"time"
 	"unicode/utf8"
 
 	"github.com/google/uuid"
 	"github.com/jackc/pgx/v5"
 
+	"github.com/fastpubsub/fastpubsub/internal/errtext"
 	"github.com/fastpubsub/fastpubsub/internal/idrule"
 	"github.com/fastpubsub/fastpubsub/internal/jsontext"
 	"github.com/fastpubsub/fastpubsub/store"
@@ -571,10 +571,7 @@ type NackOptions struct {
 	Uncounted bool
 }
 
-const (
-	maxDelaySeconds = 366 * 24 * 60 * 60
-	maxErrorBytes   = 8_192
-)
+const maxDelaySeconds = 366 * 24 * 60 * 60
 
 // Nack gives messages back that failed. Each waits, for the subscription's backoff or as options say, and is then delivered
 // again, or it becomes a dead letter if it was delivered as often as the subscription allows. It returns how many: a message
@@ -639,14 +636,7 @@ func errorText(s string) *string {
 	if s == "" {
 		return nil
 	}
-	if len(s) > maxErrorBytes {
-		end := maxErrorBytes
-		for end > maxErrorBytes-utf8.UTFMax && !utf8.RuneStart(s[end]) {
-			end--
-		}
-		s = s[:end]
-	}
-	s = strings.ReplaceAll(strings.ToValidUTF8(s, "\uFFFD"), "\x00", "\uFFFD")
+	s = errtext.Keep(s)
 	return &s
 }
 

@@ -437,3 +437,45 @@ func TestRedirect(t *testing.T) {
 		t.Errorf("%v", err)
 	}
 }
+
+// An error may have anything in it. What is kept of it is what a Broker keeps.
+func TestErrorTexts(t *testing.T) {
+	t.Parallel()
+	s, _ := newServer(t, false)
+	ctx := t.Context()
+	if _, err := s.broker.CreateTopic(ctx, "t"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.broker.CreateSubscription(ctx, fastpubsub.Subscription{ID: "s", TopicID: "t"}); err != nil {
+		t.Fatal(err)
+	}
+	c := s.client(client.Options{})
+	for _, text := range []string{"a\x00b", "\x00", "a\xffb", "a\"\\\n<&>b", strings.Repeat("é", 5000), "x" + strings.Repeat("é", 5000), strings.Repeat("x", 17<<20)} {
+		var kept [2]string
+		for i, nack := range []func(context.Context, string, []fastpubsub.Delivery, fastpubsub.NackOptions) (int, error){s.broker.Nack, c.Nack} {
+			ids, err := s.broker.Publish(ctx, "t", fastpubsub.JSON(map[string]int{}))
+			if err != nil {
+				t.Fatal(err)
+			}
+			msgs, err := s.broker.Consume(ctx, "s", fastpubsub.ConsumeOptions{Consumer: "test"})
+			if err != nil || len(msgs) != 1 {
+				t.Fatalf("%d messages, %v", len(msgs), err)
+			}
+			if n, err := nack(ctx, "s", []fastpubsub.Delivery{msgs[0].Delivery}, fastpubsub.NackOptions{DeadLetter: true, Error: text}); n != 1 || err != nil {
+				t.Errorf("%.20q: nacked %d, %v", text, n, err)
+			}
+			letters, err := s.broker.DeadLetters(ctx, "s", fastpubsub.ListOptions{})
+			if err != nil || len(letters) != 1 {
+				t.Errorf("%.20q: %d dead letters, %v", text, len(letters), err)
+				continue
+			}
+			kept[i] = letters[0].LastError
+			if _, err := s.broker.Purge(ctx, "s", ids); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if kept[0] == "" || kept[1] != kept[0] {
+			t.Errorf("%.20q became %.20q, want %.20q", text, kept[1], kept[0])
+		}
+	}
+}

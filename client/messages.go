@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/fastpubsub/fastpubsub"
+	"github.com/fastpubsub/fastpubsub/internal/errtext"
 )
 
 // Limits of the API.
@@ -310,7 +311,8 @@ func (c *Client) byDelivery(ctx context.Context, subscriptionID, route string, d
 // It returns ErrNotFound if there is no such subscription and an InvalidError for options out of range.
 func (c *Client) Nack(ctx context.Context, subscriptionID string, deliveries []fastpubsub.Delivery, options fastpubsub.NackOptions) (int, error) {
 	var p problems
-	body := wireChange{Error: options.Error, DeadLetter: options.DeadLetter, Uncounted: options.Uncounted}
+	// The API takes neither NUL nor more than fits in a body.
+	body := wireChange{Error: errtext.Keep(options.Error), DeadLetter: options.DeadLetter, Uncounted: options.Uncounted}
 	if options.Immediate && options.Delay != 0 {
 		p.add("delay_seconds", "value_error", "must be 0 when the delivery is to be immediate, not %v", options.Delay)
 	} else if options.Immediate || options.Delay != 0 {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 
 	"github.com/jackc/pgx/v5/pgxpool"
@@ -58,7 +57,7 @@ func (c *importCommand) Run(p *process) error {
 			Pool: pool, Broker: broker, Schema: c.DatabaseSchema,
 			DryRun: c.DryRun, Logger: logger,
 		})
-		if errors.Is(err, takeover.ErrNoTables) {
+		if err != nil && result == (takeover.Result{}) { // it has counted nothing
 			return err
 		}
 		for _, kind := range []struct {

@@ -268,7 +268,7 @@ func TestImportErrors(t *testing.T) {
 		{"no database", []string{"import"}, 2, "FASTPUBSUB_DATABASE_URL: must be set"},
 	} {
 		code, stdout, stderr := execute(t.Context(), test.args...)
-		if code != test.code || !strings.Contains(stderr, test.stderr) || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "secret") {
+		if code != test.code || stdout != "" || !strings.Contains(stderr, test.stderr) || strings.Count(stderr, "\n") != 1 || strings.Contains(stderr, "secret") {
 			t.Errorf("%s: exit code %d, stdout %q, stderr %q", test.reason, code, stdout, stderr)
 		}
 	}

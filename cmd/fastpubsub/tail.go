@@ -261,9 +261,27 @@ func (t *tail) persist(id string, step func() (pause bool, err error)) error {
 	}
 }
 
-// consume takes messages and acks them when they are printed.
+// consume takes messages and acks them when they are printed. What was printed is acked before more is taken: an ack that failed is
+// tried again, and a count holds.
 func (t *tail) consume(subID, consumer string) error {
+	var printed []fastpubsub.ID // and not acked
+	ack := func(ctx context.Context) error {
+		if len(printed) == 0 {
+			return nil
+		}
+		if _, err := t.broker.Ack(ctx, subID, printed); err != nil {
+			return fmt.Errorf("%d messages were printed and not acked: %w", len(printed), err)
+		}
+		printed = printed[:0]
+		return nil
+	}
 	return t.persist(subID, func() (pause bool, err error) {
+		if err := ack(t.p.ctx); err != nil {
+			return true, err
+		}
+		if t.left == 0 {
+			return false, errTailed
+		}
 		most := tailBatch
 		if t.left > 0 {
 			most = min(most, t.left)
@@ -272,7 +290,6 @@ func (t *tail) consume(subID, consumer string) error {
 		if err != nil {
 			return true, err
 		}
-		var printed []fastpubsub.ID
 		var rest []fastpubsub.Delivery
 		for i := range msgs {
 			if err == nil && t.p.ctx.Err() == nil {
@@ -287,10 +304,8 @@ func (t *tail) consume(subID, consumer string) error {
 		// Also when it was interrupted.
 		ctx, cancel := context.WithTimeout(context.WithoutCancel(t.p.ctx), tailEndTimeout)
 		defer cancel()
-		if len(printed) > 0 {
-			if _, ackErr := t.broker.Ack(ctx, subID, printed); ackErr != nil {
-				return true, fmt.Errorf("%d messages were printed and not acked: %w", len(printed), ackErr)
-			}
+		if ackErr := ack(ctx); ackErr != nil {
+			return true, ackErr
 		}
 		if len(rest) > 0 {
 			if _, giveErr := t.broker.Extend(ctx, subID, rest, 0); giveErr != nil {
