@@ -185,12 +185,16 @@ func (a *API) listClients(w http.ResponseWriter, r *http.Request) error {
 
 func (a *API) updateClient(w http.ResponseWriter, r *http.Request) error {
 	id, err := pathUUID(r)
+	update, bodyErr := a.readClient(w, r)
+	var inPath, inBody problems
+	if errors.As(err, &inPath) && errors.As(bodyErr, &inBody) {
+		return append(inPath, inBody...)
+	}
 	if err != nil {
 		return err
 	}
-	update, err := a.readClient(w, r)
-	if err != nil {
-		return err
+	if bodyErr != nil {
+		return bodyErr
 	}
 	client, err := a.broker.UpdateClient(r.Context(), id, update)
 	if err != nil {

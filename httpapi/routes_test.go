@@ -281,6 +281,9 @@ func TestRoutes(t *testing.T) {
 		{"update no client", "PUT", "/clients/550e8400-e29b-41d4-a716-446655440000", `{"name":"d","scopes":"*"}`, nil, 404, `{"detail":"Client not found"}`},
 		{"update no client to nothing", "PUT", "/clients/550e8400-e29b-41d4-a716-446655440000", `{"scopes":"*"}`, nil, 422, problem("missing", `"body","name"`, "must not be missing")},
 		{"update what is no client", "PUT", "/clients/x", `{"name":"d","scopes":"*"}`, nil, 422, problem("uuid_parsing", `"path","id"`, "must be a UUID")},
+		{"update, all that is wrong", "PUT", "/clients/x", `{"scopes":1}`, nil, 422, `{"detail":[{"type":"uuid_parsing","loc":["path","id"],"msg":"must be a UUID"},` +
+			`{"type":"missing","loc":["body","name"],"msg":"must not be missing"},` +
+			`{"type":"string_type","loc":["body","scopes"],"msg":"must be a string"}]}`},
 		{"delete client", "DELETE", "/clients/" + anUUID, "", nil, 204, ""},
 		{"delete no client", "DELETE", "/clients/550e8400-e29b-41d4-a716-446655440000", "", nil, 404, `{"detail":"Client not found"}`},
 

@@ -63,15 +63,18 @@ var benchServer = map[string]string{
 // Run implements the subcommand. What it made on the server is gone when it returns, also after a signal.
 func (c *benchCommand) Run(p *process) (err error) {
 	config := c.config(p)
+	var bad badSettings
 	if c.DatabaseURL != "" {
-		var bad badSettings
 		config.Database = parseURL(&bad, "FASTPUBSUB_DATABASE_URL", c.DatabaseURL)
-		if err := bad.err(); err != nil {
-			return err
-		}
+	}
+	if err := config.Check(); err != nil {
+		bad = append(bad, err.Error())
 	}
 	if (c.Plots != "" || c.Write != "") && !slices.ContainsFunc(config.Workloads, isGrowth) {
-		return errors.New("--plots and --write are for workloads that begin with growth: --growth measures all of them")
+		bad = append(bad, "--plots and --write are for workloads that begin with growth: --growth measures all of them")
+	}
+	if err := bad.err(); err != nil {
+		return err
 	}
 	if c.CPUProfile != "" {
 		f, err := os.Create(c.CPUProfile)

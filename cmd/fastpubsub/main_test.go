@@ -109,6 +109,11 @@ func TestExitCodes(t *testing.T) {
 			"fastpubsub: FASTPUBSUB_LISTEN_DATABASE_URL: " + badURL,
 		}},
 		{"help of doctor", []string{"doctor", "--help"}, 0, []string{}},
+		{"bench, all that is wrong", []string{"bench", "--rounds=1001", "--plots=x", "--database-url=mysql://u:secret@h/d"}, 2, []string{
+			"fastpubsub: FASTPUBSUB_DATABASE_URL: " + badURL,
+			"fastpubsub: rounds must be 1 to 1000, not 1001",
+			"fastpubsub: --plots and --write are for workloads that begin with growth: --growth measures all of them",
+		}},
 		{"database away", []string{"db-migrate", "--database-url=" + nowhere}, 1, nil},
 	} {
 		t.Run(test.reason, func(t *testing.T) {

@@ -80,6 +80,12 @@ var QueryModes = map[string]pgx.QueryExecMode{
 	"simple_protocol": pgx.QueryExecModeSimpleProtocol,
 }
 
+// Check says what of c cannot be used, besides its Database.
+func (c Config) Check() error {
+	c.Database = new(pgxpool.Config)
+	return c.complete()
+}
+
 // complete fills in the defaults and checks the whole.
 func (c *Config) complete() error {
 	if len(c.Workloads) == 0 {
