@@ -58,6 +58,7 @@ func TestBrokerErrors(t *testing.T) {
 		{"cut off", io.ErrUnexpectedEOF, 503, down},
 		{"shut down", &pgconn.PgError{Code: "57P01"}, 503, down},
 		{"too many connections", &pgconn.PgError{Code: "53300"}, 503, down},
+		{"a standby", &pgconn.PgError{Code: "25006"}, 503, `{"detail":"database is read-only"}`},
 		{"connection exception", &pgconn.PgError{Code: "08006"}, 503, down},
 		{"a bug in SQL", &pgconn.PgError{Code: "42601", Message: "secret"}, 500, internal},
 		{"anything", errors.New("secret"), 500, internal},

@@ -59,6 +59,7 @@ const (
 	textDatabaseDown   = "database is down"
 	textSchemaOutdated = "database schema is out of date: run db-migrate"
 	textBinaryOutdated = "database schema is newer than this server: upgrade the server"
+	textReadOnly       = "database is read-only"
 	textRestored       = "messages were copied here from another database: run fastpubsub repair"
 )
 
@@ -78,6 +79,7 @@ var errorTable = []struct {
 	{is(fastpubsub.ErrBinaryOutdated), http.StatusServiceUnavailable, textBinaryOutdated},
 	{is(fastpubsub.ErrRestored), http.StatusServiceUnavailable, textRestored},
 	{isDown, http.StatusServiceUnavailable, textDatabaseDown},
+	{isReadOnly, http.StatusServiceUnavailable, textReadOnly},
 }
 
 func is(target error) func(error) bool {
@@ -116,6 +118,13 @@ func isDown(err error) bool {
 	}
 	return errors.As(err, &netErr) || errors.Is(err, net.ErrClosed) || errors.Is(err, pgconn.ErrConnClosed) ||
 		errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF)
+}
+
+// isReadOnly reports whether err means that the database is a standby, or somebody lets nobody write to it: until it is promoted, or
+// whoever did that is done.
+func isReadOnly(err error) bool {
+	var pgErr *pgconn.PgError
+	return errors.As(err, &pgErr) && pgErr.Code == "25006" // read_only_sql_transaction
 }
 
 // fail answers with an error. The cause of an answer above 499 is for the log alone.
