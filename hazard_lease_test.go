@@ -186,7 +186,7 @@ var leaseHazards = []hazard{
 		},
 	},
 	{
-		name:        "a nack while the clock is behind what was handed out",
+		name:        "a dead letter that is reprocessed while the clock is behind what was handed out",
 		protections: []protection{{"claim", "due_since := {schema}.due_from(state.due_to, state.full_at, now_at);", "due_since := {schema}.due_from(state.due_to, state.full_at, greatest(now_at, state.swept_to));"}},
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			move := stopClock(t, db)
@@ -196,14 +196,54 @@ var leaseHazards = []hazard{
 			consume(t, b, "s", 10)
 			move(24 * time.Hour)
 			again := consume(t, b, "s", 10)
-			move(-30 * time.Minute)
-			if n, err := b.Nack(t.Context(), "s", deliveriesOf(again), fastpubsub.NackOptions{Immediate: true}); err != nil || n != 1 {
+			if n, err := b.Nack(t.Context(), "s", deliveriesOf(again), fastpubsub.NackOptions{DeadLetter: true}); err != nil || n != 1 {
 				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			move(-30 * time.Minute)
+			if n, err := b.Reprocess(t.Context(), "s", ids); err != nil || n != 1 {
+				return fmt.Errorf("reprocessed %d, %w", n, err)
 			}
 			if got := idsOf(consume(t, b, "s", 10)); !slices.Equal(got, ids) {
 				return fmt.Errorf("got %v, want %v", got, ids)
 			}
 			return nil
+		},
+	},
+	{
+		name: "a delay and a deadline that begin while the clock is behind what was swept",
+		protections: []protection{
+			{"move_leased", "now_at := greatest(now_at, swept_to);", "NULL;"},
+			{"look", "greatest(now_at, c.swept_to) AS now_at", "now_at AS now_at"},
+		},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			move := stopClock(t, db)
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			publish(t, b, "t", numbered(0, 3)...)
+			consume(t, b, "s", 10)
+			move(24 * time.Hour)
+			again := consume(t, b, "s", 10)
+			move(-12 * time.Hour)
+			if n, err := b.Nack(t.Context(), "s", deliveriesOf(again[:1]), fastpubsub.NackOptions{Delay: 10 * time.Minute}); err != nil || n != 1 {
+				return fmt.Errorf("nacked %d, %w", n, err)
+			}
+			if n, err := b.Extend(t.Context(), "s", deliveriesOf(again[1:2]), 10*time.Minute); err != nil || n != 1 {
+				return fmt.Errorf("extended %d, %w", n, err)
+			}
+			if err := wantDelivered(t, b, "s", 10); err != nil {
+				return fmt.Errorf("early: %w", err)
+			}
+			if n, err := b.Extend(t.Context(), "s", deliveriesOf(again[2:]), 0); err != nil || n != 1 {
+				return fmt.Errorf("gave back %d, %w", n, err)
+			}
+			if !query[bool](t, db, `SELECT ready FROM {schema}.look(ARRAY['s'])`) {
+				return errors.New("a look does not find what was given back")
+			}
+			if err := wantDelivered(t, b, "s", 10, again[2].ID); err != nil {
+				return fmt.Errorf("given back: %w", err)
+			}
+			move(12*time.Hour + 10*time.Minute)
+			return wantDelivered(t, b, "s", 10, idsOf(again)...)
 		},
 	},
 	{

@@ -306,6 +306,30 @@ var openHazards = []hazard{
 			return wantDelivered(t, b, "s", 10, own...)
 		},
 	},
+	{
+		name:        "a topic that is deleted and created again between the record batches of a publish",
+		protections: []protection{{"publish", "AND t.num = coalesce(topic, t.num)  -- protection: one topic", ""}},
+		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
+			createTopic(t, b, "t")
+			open := gate(t, db, "publish", "positions := positions || written;")
+			var g errgroup.Group
+			g.Go(func() error {
+				if _, err := b.Publish(t.Context(), "t", numbered(0, 600)...); !errors.Is(err, fastpubsub.ErrNotFound) {
+					return fmt.Errorf("publish returned %v, want %v", err, fastpubsub.ErrNotFound)
+				}
+				return nil
+			})
+			waitAtGate(t, db, "publish", &g)
+			if err := b.DeleteTopic(t.Context(), "t"); err != nil {
+				return err
+			}
+			createTopic(t, b, "t")
+			createSubscription(t, b, "s", "t", noFilter)
+			open()
+			published := g.Wait()
+			return errors.Join(published, wantDelivered(t, b, "s", 1000))
+		},
+	},
 }
 
 // stopsBeforeOpen publishes before and behind a transaction that stays open; a consumer must get what is before it, alone.

@@ -25,7 +25,7 @@ DECLARE
 BEGIN
     RETURN QUERY
     SELECT s.id, t.id, s.filter_path IS NOT NULL,
-           coalesce(l.due_at <= now_at, false)
+           coalesce(l.due_at <= l.now_at, false)
            OR EXISTS (
                -- Not what lies in transactions that are open: a bulk load would be read row by row on every look.
                SELECT FROM (
@@ -55,7 +55,7 @@ BEGIN
                ) l
                WHERE h.sub = s.num
                  AND NOT EXISTS (SELECT FROM pg_snapshot_xip(pg_current_snapshot()) x WHERE x::xid = l.locker)),
-           extract(epoch FROM l.due_at - now_at)::float8
+           extract(epoch FROM l.due_at - l.now_at)::float8
     FROM unnest(sub_ids) w(id)
     JOIN {schema}.subscriptions s ON s.id = w.id
     JOIN {schema}.topics t ON t.num = s.topic_num
@@ -70,7 +70,7 @@ BEGIN
         ) n LIMIT 1
     ) c
     CROSS JOIN LATERAL (
-        SELECT least(
+        SELECT greatest(now_at, c.swept_to) AS now_at, least(  -- the time by which claim judges
             (SELECT l.deadline FROM {schema}.leases l
              WHERE l.sub = s.num AND l.deadline > '-infinity' AND l.deadline > c.swept_to
              ORDER BY l.deadline LIMIT 1),

@@ -17,6 +17,7 @@ AS $$
 DECLARE
     sub          record;
     now_at       timestamptz := {schema}.clock();
+    swept_to     timestamptz;
     keys         record;
     wanted       int8multirange;
     old          int8multirange;
@@ -41,6 +42,13 @@ BEGIN
     IF NOT FOUND THEN
         RETURN NULL;
     END IF;
+    -- As for claim, see there, no time lies behind what was swept: a delay that begins before that would be over at once. As
+    -- there, too, the newest cursor is in the current slot most often.
+    SELECT c.swept_to INTO swept_to FROM {schema}.cursors c WHERE c.sub = sub.num AND c.slot = sub.slot ORDER BY c.gen DESC LIMIT 1;
+    IF NOT FOUND THEN
+        SELECT c.swept_to INTO swept_to FROM {schema}.newest_cursor(sub.num) c;
+    END IF;
+    now_at := greatest(now_at, swept_to);
     new_state := CASE WHEN act = 'extend' THEN 'leased'
                       WHEN act = 'bury' OR act = 'retry' AND sub.max_delivery_attempts <= 1 THEN 'dead'
                       ELSE 'available' END;

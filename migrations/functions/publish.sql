@@ -19,6 +19,7 @@ DECLARE
     total        int := cardinality(payloads);
     per_batch    int := total;
     written      bigint[];
+    topic        int;  -- the first record batch's: it may be deleted meanwhile, and created again
     positions    bigint[];
 BEGIN
     IF total IS NULL OR total = 0 THEN
@@ -56,8 +57,9 @@ BEGIN
                          + coalesce(pg_column_size(publish.attributes[start:start + per_batch - 1]), 0) END
         FROM {schema}.topics t, {schema}.message_slot s
         WHERE t.id = topic_id
-        RETURNING CASE WHEN start = 1 THEN ARRAY[messages.xid, per_batch, messages.base] ELSE ARRAY[messages.base] END
-        INTO written;
+          AND t.num = coalesce(topic, t.num)  -- protection: one topic
+        RETURNING CASE WHEN start = 1 THEN ARRAY[messages.xid, per_batch, messages.base] ELSE ARRAY[messages.base] END, messages.topic_num
+        INTO written, topic;
         IF NOT FOUND THEN
             RETURN NULL;
         END IF;
