@@ -236,7 +236,7 @@ var leaseHazards = []hazard{
 			if n, err := b.Extend(t.Context(), "s", deliveriesOf(again[2:]), 0); err != nil || n != 1 {
 				return fmt.Errorf("gave back %d, %w", n, err)
 			}
-			if !query[bool](t, db, `SELECT ready FROM {schema}.look(ARRAY['s'])`) {
+			if !query[bool](t, db, `SELECT due_in_seconds <= 0 FROM {schema}.look(ARRAY['s'])`) {
 				return errors.New("a look does not find what was given back")
 			}
 			if err := wantDelivered(t, b, "s", 10, again[2].ID); err != nil {
