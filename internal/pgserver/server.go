@@ -230,8 +230,29 @@ func (s *Server) initdb(ctx context.Context, dir string, durable bool) error {
 // errExited means that the server ended where it should have been running.
 var errExited = errors.New("the server exited")
 
-// launch starts the postmaster and waits until it takes connections. If it fails, nothing keeps running.
+// launch starts the postmaster and waits until it takes connections. If it fails, nothing keeps running. Processes of a postmaster
+// that was killed may go on for a while, and keep the next from starting: it is tried again until they are gone.
 func (s *Server) launch(ctx context.Context) error {
+	for deadline := time.Now().Add(stopTimeout); ; {
+		err := s.launchOnce(ctx)
+		if !inUse(err) || time.Now().After(deadline) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// inUse says whether a postmaster did not start because of processes that another has left.
+func inUse(err error) bool {
+	return errors.Is(err, errExited) && (strings.Contains(err.Error(), "pre-existing shared memory block") ||
+		strings.Contains(err.Error(), `lock file "postmaster.pid" already exists`))
+}
+
+func (s *Server) launchOnce(ctx context.Context) error {
 	if err := checkPort(s.port); err != nil {
 		return err // else our first connection would reach whoever has it
 	}

@@ -351,9 +351,33 @@ func isZombie(pid int) bool {
 	return err == nil && bytes.Contains(stat, []byte(") Z "))
 }
 
-func TestDiesByItself(t *testing.T) {
+// TestPostmasterKilled kills the postmaster alone, while a backend is too busy to notice: the next postmaster has to wait for that.
+func TestPostmasterKilled(t *testing.T) {
 	t.Parallel()
 	s := start(t, pgserver.Options{})
+	conn, err := pgx.Connect(t.Context(), s.URL())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close(context.WithoutCancel(t.Context()))
+	busy := make(chan struct{})
+	go func() {
+		defer close(busy)
+		_, _ = conn.Exec(t.Context(), `SELECT count(*) FROM (SELECT generate_series(1, 20000000)) n`)
+	}()
+	eventually(t, "the backend is busy", func() bool {
+		return query(t, s.URL(), `SELECT count(*)::text FROM pg_stat_activity WHERE state = 'active' AND query LIKE '%generate_series%'`) == "2" // this one too
+	})
+	signalPostmaster(t, s, syscall.SIGKILL)
+	if err := s.Restart(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	<-busy
+}
+
+// signalPostmaster sends a signal to the postmaster alone, and waits until it has ended.
+func signalPostmaster(t *testing.T, s *pgserver.Server, sig syscall.Signal) {
+	t.Helper()
 	pid, err := os.ReadFile(filepath.Join(s.DataDir(), "postmaster.pid"))
 	if err != nil {
 		t.Fatal(err)
@@ -362,10 +386,16 @@ func TestDiesByItself(t *testing.T) {
 	if _, err := fmt.Sscan(string(pid), &n); err != nil {
 		t.Fatal(err)
 	}
-	if err := syscall.Kill(n, syscall.SIGTERM); err != nil {
+	if err := syscall.Kill(n, sig); err != nil {
 		t.Fatal(err)
 	}
 	<-s.Done()
+}
+
+func TestDiesByItself(t *testing.T) {
+	t.Parallel()
+	s := start(t, pgserver.Options{})
+	signalPostmaster(t, s, syscall.SIGTERM)
 	if err := s.Err(); err == nil || !strings.Contains(err.Error(), "exit status 0") ||
 		!strings.Contains(err.Error(), "smart shutdown") {
 		t.Errorf("Err is %v", err)
