@@ -84,7 +84,7 @@ func TestPublish(t *testing.T) {
 		{"no such topic", "", []string{"x", "{}"}, 1, "fastpubsub: publish: there is no topic \"x\"\n", 0},
 		{"bad arguments", "", []string{"t", "{}", "[1]", "{"}, 2,
 			"fastpubsub: PAYLOAD 2: payload: not an object at offset 0\nfastpubsub: PAYLOAD 3: payload: unexpected end at offset 1\n", 0},
-		{"a bad line", "{}\n{}\n\n{\"a\":\"\\u0000\"}\n", []string{"t", "--batch=2"}, 2, "fastpubsub: line 4: payload: ", 2},
+		{"a bad line", "{}\n{}\n\n{\"a\":\"\\u0000\"}\n", []string{"t", "--batch=1"}, 2, "fastpubsub: line 4: payload: ", 2},
 		{"no envelope", "{}", []string{"t", "--envelopes"}, 2, "fastpubsub: line 1: has no payload\n", 0},
 		{"a bad envelope", "", []string{"t", `{"payload":{},"attributes":{"n":1}}`, "--envelopes"}, 2, "fastpubsub: PAYLOAD 1: must be {", 0},
 		{"a bad batch", "", []string{"t", "--batch=0"}, 2, "fastpubsub: --batch: must be an integer from 1 to 10000", 0},
