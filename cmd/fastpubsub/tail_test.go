@@ -64,6 +64,7 @@ func TestTailGoesOnAfterRestart(t *testing.T) {
 		if err := database.Restart(t.Context()); err != nil {
 			t.Fatal(err)
 		}
+		db.Pool.Reset() // its connections are dead
 		publish(n)
 	}
 	for name, tail := range tails {
@@ -126,6 +127,7 @@ func TestTailAckAfterRestart(t *testing.T) {
 	if err := database.Restart(t.Context()); err != nil {
 		t.Fatal(err)
 	}
+	db.Pool.Reset() // its connections are dead
 	code := -1
 	select {
 	case code = <-tail.ended:
