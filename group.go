@@ -16,9 +16,9 @@ const (
 	// groupRunning is how many statements are on their way for a topic before others gather. With two, eight publishers
 	// of one message each had the same rate for half as much again of the server's CPU.
 	groupRunning  = 1
-	groupMessages = 256      // in a statement that was gathered; a call that is part of it has a quarter
-	groupBytes    = 32 << 10 // of payloads and attributes, likewise
-	comeBackTries = 4
+	groupMessages = 256                   // in a statement that was gathered; a call that is part of it has a quarter
+	groupBytes    = 32 << 10              // of payloads and attributes, likewise
+	groupTries    = 4                     // at letting callers come back
 	groupWait     = 50 * time.Millisecond // until a call that waits goes on its way all the same
 )
 
@@ -130,7 +130,7 @@ func (g *group) letComeBack(topicID string, n int) {
 	g.mu.Lock()
 	n += len(g.waiting[topicID])
 	g.mu.Unlock()
-	for range comeBackTries {
+	for range groupTries {
 		runtime.Gosched()
 		g.mu.Lock()
 		all := len(g.waiting[topicID]) >= n

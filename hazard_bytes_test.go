@@ -70,11 +70,13 @@ var byteHazards = []hazard{
 		check: func(t testing.TB, b *fastpubsub.Broker, db *storetest.DB) error {
 			smallRoom(t, b, db)
 			var ids []string
-			for i := range 10 { // others' transactions come between now and then
+			for i := range 40 { // others' transactions come between now and then
 				ids = append(ids, fmt.Sprintf("s%d", i))
 				createSubscription(t, b, ids[i], "t", noFilter)
 			}
-			publishLarge(t, b)
+			for range 4 { // three of them fill the room
+				publish(t, b, "t", largeMessage)
+			}
 			for _, id := range ids {
 				if _, err := claimLeavesNothing(t, db, id, 100); err != nil {
 					return err

@@ -32,7 +32,6 @@ SET lock_timeout = '1s'
 AS $$
 DECLARE
     max_examined CONSTANT int := 10000;  -- messages, for a filter
-    max_bytes    CONSTANT bigint := 64 << 20;
     look_pause   CONSTANT interval := '100 ms';  -- between looks for what has expired or is due, while the log has enough
     slow         CONSTANT interval := '2 ms';  -- a look, which costs 0.1 ms otherwise
     class        CONSTANT int := {schema}.lock_class();
@@ -57,7 +56,7 @@ DECLARE
     new_full_at    timestamptz;
     new_acked      bigint;
     wanted         int := max_messages;
-    room           bigint := max_bytes;
+    room           bigint := 64 << 20;  -- bytes
     taken          record;
     matched        record;
     late_xids      bigint[];
@@ -190,10 +189,7 @@ BEGIN
             own_xid := pg_current_xact_id_if_assigned()::text::bigint;
         END IF;
 
-        IF room <= 0 THEN
-            wanted := 0;
-        END IF;
-        IF wanted > 0 AND cardinality(late_xids) > 0 THEN
+        IF wanted > 0 AND room > 0 AND cardinality(late_xids) > 0 THEN
             taken := {schema}.scan_late(state.topic_num, late_xids, late_seqs,
                                         CASE WHEN state.filter_path IS NULL THEN wanted ELSE max_examined END, room);
             room := room - coalesce(taken.bytes, 0);
@@ -227,12 +223,9 @@ BEGIN
                 his := taken.his;
                 wanted := wanted - (SELECT sum(r.hi - r.lo) FROM unnest(los, his) r(lo, hi));
             END IF;
-            IF room <= 0 THEN
-                wanted := 0;
-            END IF;
         END IF;
 
-        IF wanted > 0 AND NOT more THEN
+        IF wanted > 0 AND room > 0 AND NOT more THEN
             IF state.filter_path IS NULL THEN
                 taken := {schema}.scan_main(state.topic_num, state.xid, state.seq, wanted, max_messages, room);
             ELSE
